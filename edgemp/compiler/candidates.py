@@ -1,0 +1,71 @@
+"""Candidates: the choices of backend, precision and thread count that a module could be compiled with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edgemp.backends import load_backend
+from edgemp.errors import BackendError
+from edgemp.target import Target
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """One choice. `lossless` marks plain fp32, the untouched network."""
+
+    backend: str
+    precision: str
+    threads: int
+    lossless: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.backend} {self.precision} ({self.threads} thread{'s' * (self.threads != 1)})"
+
+    def with_threads(self, threads: int) -> Candidate:
+        return Candidate(self.backend, self.precision, threads, self.lossless)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The candidates for one target, and why backends or precisions were left out."""
+
+    candidates: tuple[Candidate, ...]
+    left_out: tuple[str, ...]
+
+
+def offer(
+    target: Target,
+    have_samples: bool,
+    backends: Iterable[str] | None = None,
+    precisions: Iterable[str] | None = None,
+) -> Offer:
+    """Every candidate at the target's full thread count, in the target's order of backends.
+
+    Without samples only lossless candidates are offered: nothing could check the others.
+
+    Raises:
+        BackendError: if not one backend of the target is available here.
+    """
+    found: list[Candidate] = []
+    left_out: list[str] = []
+    wanted = set(precisions) if precisions is not None else None
+    for name in backends or target.backends:
+        backend = load_backend(name)
+        probe = backend.probe()
+        if not probe.available:
+            left_out.append(f"{name}: {probe.problem}")
+            continue
+        for precision in backend.precisions(target):
+            if not have_samples and not precision.lossless:
+                left_out.append(f"{name} {precision.name}: lossy, and there are no samples to check it with")
+                continue
+            if wanted is not None and precision.name not in wanted and not precision.lossless:
+                continue
+            found.append(Candidate(name, precision.name, target.cores, precision.lossless))
+    if not found:
+        raise BackendError(
+            f"target {target.name}: none of its backends can be used here: {'; '.join(left_out)}"
+        )
+    return Offer(tuple(found), tuple(left_out))

@@ -1,0 +1,131 @@
+"""Choosing: for all modules together, the fastest trials that hold fidelity, promise 2 and the budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgemp.compiler.trials import Trial
+from edgemp.errors import BudgetError, FidelityError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits over the whole pipeline: bytes on disk, and milliseconds of all modules run once (p50)."""
+
+    size_bytes: int | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen trial of one module, in words why, and the module's Pareto front."""
+
+    trial: Trial
+    because: str
+    front: tuple[Trial, ...]
+
+
+def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, Choice]:
+    """One trial per module with the smallest sum of latencies inside the budgets.
+
+    A trial that measures slower than the untouched network on its own engine is never chosen.
+
+    Raises:
+        FidelityError: if a module has no trial inside its bound; lists the closest.
+        BudgetError: if no combination fits; lists the smallest or fastest one.
+    """
+    fit: dict[str, list[Trial]] = {}
+    for name, tried in trials.items():
+        fit[name] = [t for t in tried if t.holds and t.timing and not t.slower_than_untouched]
+        if not fit[name]:
+            raise FidelityError(f"module {name}: no candidate holds its bound; closest:\n" + closest(tried))
+    fronts = {name: pareto(found) for name, found in fit.items()}
+    picked = _search(fronts, budget)
+    return {
+        name: Choice(trial, _because(trial, fit[name], budget), tuple(pareto(trials[name])))
+        for name, trial in picked.items()
+    }
+
+
+def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, Trial]:
+    """Module by module, keeping only the combinations that no other beats in both latency and size."""
+    combinations: list[tuple[float, int, tuple[Trial, ...]]] = [(0.0, 0, ())]
+    for front in fronts.values():
+        grown = sorted(
+            (
+                (latency + _p50(trial), size + trial.size_bytes, (*picked, trial))
+                for latency, size, picked in combinations
+                for trial in front
+            ),
+            key=lambda item: item[:2],
+        )
+        combinations = []
+        for item in grown:
+            if not combinations or item[1] < combinations[-1][1]:
+                combinations.append(item)
+    for latency, size, picked in combinations:  # the fastest comes first
+        if (budget.size_bytes is None or size <= budget.size_bytes) and (
+            budget.latency_ms is None or latency <= budget.latency_ms
+        ):
+            return dict(zip(fronts, picked, strict=True))
+    asked = []
+    if budget.size_bytes is not None:
+        asked.append(f"{budget.size_bytes / 1e6:.1f} MB")
+    if budget.latency_ms is not None:
+        asked.append(f"{budget.latency_ms:g} ms")
+    raise BudgetError(
+        f"no combination of candidates that hold their bounds fits {' and '.join(asked)}: the smallest "
+        f"takes {combinations[-1][1] / 1e6:.1f} MB, the fastest {combinations[0][0]:.2f} ms; closest:\n"
+        + "\n".join(f"{name}:\n{closest(front)}" for name, front in fronts.items())
+    )
+
+
+def pareto(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials that no other beats in latency, size and fidelity (min cosine) at once, fastest first."""
+    timed = [trial for trial in trials if trial.timing is not None and trial.fidelity is not None]
+
+    def key(trial: Trial) -> tuple[float, float, float]:
+        assert trial.fidelity is not None
+        return _p50(trial), float(trial.size_bytes), -trial.fidelity.cosine_min
+
+    def beaten(trial: Trial) -> bool:
+        return any(
+            other is not trial
+            and all(a <= b for a, b in zip(key(other), key(trial), strict=True))
+            and key(other) != key(trial)
+            for other in timed
+        )
+
+    return sorted((trial for trial in timed if not beaten(trial)), key=key)
+
+
+def closest(trials: Sequence[Trial], count: int = 3) -> str:
+    """The trials nearest to holding their bound, a line each."""
+
+    def key(trial: Trial) -> tuple[bool, float]:
+        return trial.status != "ok", -(trial.fidelity.cosine_min if trial.fidelity else -1.0)
+
+    lines = []
+    for trial in sorted(trials, key=key)[:count]:
+        reason = trial.reason
+        if trial.holds and trial.slower_than_untouched:
+            reason = "slower than the untouched network on its engine"
+        latency = f"{_p50(trial):.2f} ms, " if trial.timing else ""
+        lines.append(
+            f"  {trial.candidate.label}: {latency}{trial.size_bytes / 1e6:.1f} MB: {reason or 'holds'}"
+        )
+    return "\n".join(lines)
+
+
+def _p50(trial: Trial) -> float:
+    return trial.timing.p50 if trial.timing is not None else float("inf")
+
+
+def _because(trial: Trial, fit: Sequence[Trial], budget: Budget) -> str:
+    faster = [t for t in fit if _p50(t) < _p50(trial)]
+    ratio = trial.timing.ratio if trial.timing else float("nan")
+    text = f"{ratio:.2f}x the untouched network's latency"
+    if not faster:
+        return f"fastest of {len(fit)} candidates that hold the bound, {text}"
+    return f"{text}; {len(faster)} faster candidates were passed over to fit the budget"

@@ -1,0 +1,154 @@
+"""Running work in a process of its own, under a time and a memory limit, stopped while it is idle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from edgemp.errors import EdgempError, TrialError
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one process may use: seconds per request, bytes of resident memory."""
+
+    seconds: float = 600.0
+    memory_bytes: int = 16 << 30
+
+
+class WorkerFailure(EdgempError):
+    """The work itself failed in the worker with an ordinary error; `kind` is that error's class."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Worker:
+    """One child process that answers requests, one JSON document a line.
+
+    Between requests it is stopped (SIGSTOP), so that the thread pools of idle engines cannot spin on
+    cores that another candidate is being timed on.
+    """
+
+    def __init__(self, limits: Limits, environment: Mapping[str, str] | None = None) -> None:
+        self._limits = limits
+        self._errors = tempfile.TemporaryFile()
+        self._buffer = b""
+        self.peak_memory_bytes = 0
+        paths = [str(Path(__file__).parent.parent.parent), *[p or os.getcwd() for p in sys.path]]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgemp.compiler.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # a Ctrl-C reaches the parent only, which then ends the child
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+                **(environment or {}),
+            },
+        )
+
+    def ask(self, request: str, **arguments: Any) -> Any:
+        """Send one request and wait for its answer.
+
+        Raises:
+            WorkerFailure: if the work raised; the message is the error's own.
+            TrialError: if the process crashed, or went over its time or memory limit (it is killed).
+        """
+        self._signal(signal.SIGCONT)
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(json.dumps({"request": request, **arguments}).encode() + b"\n")
+            stdin.flush()
+        except OSError:
+            raise self._died(request) from None
+        answer = json.loads(self._line(request))
+        self.peak_memory_bytes = max(self.peak_memory_bytes, int(answer.get("peak", 0)))
+        self._signal(signal.SIGSTOP)
+        if "error" in answer:
+            raise WorkerFailure(answer["kind"], answer["error"])
+        return answer["value"]
+
+    def _line(self, request: str) -> bytes:
+        stdout = self._process.stdout
+        assert stdout is not None
+        deadline = monotonic() + self._limits.seconds
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([stdout], [], [], POLL_S)
+            if ready:
+                chunk = os.read(stdout.fileno(), 1 << 16)
+                if not chunk:
+                    raise self._died(request)
+                self._buffer += chunk
+                continue
+            used = _resident_bytes(self._process.pid)
+            if used > self._limits.memory_bytes:
+                self.close()
+                raise TrialError(
+                    f"out of memory: {request} used {used / 2**30:.1f} GiB, "
+                    f"the limit is {self._limits.memory_bytes / 2**30:.1f} GiB"
+                )
+            if monotonic() > deadline:
+                self.close()
+                raise TrialError(f"timed out: {request} took more than {self._limits.seconds:g} s")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _died(self, request: str) -> TrialError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        tail = self._errors.read()[-600:].decode(errors="replace").strip().splitlines()[-3:]
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                return TrialError(f"crashed in {request}: {signal.Signals(-code).name} {' | '.join(tail)}")
+        return TrialError(f"crashed in {request}: exit code {code} {' | '.join(tail)}")
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def close(self) -> None:
+        """End the process at once, with all that it started."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._errors.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_text().split()
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0

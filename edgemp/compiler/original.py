@@ -1,0 +1,419 @@
+"""The original networks: run as the user gave them, recorded on the samples, then ingested for compiling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemp.backends.base import Placement
+from edgemp.compiler.cache import StageCache
+from edgemp.compiler.trials import tool_versions
+from edgemp.errors import NetworkError, SamplesError, UnsupportedOpError
+from edgemp.fidelity import max_rel_error
+from edgemp.ingest.fold import fold_preprocess, normalise
+from edgemp.ingest.onnx_file import (
+    fix_shapes,
+    graph_inputs,
+    graph_outputs,
+    raise_opset,
+    read_onnx,
+    resolve_shapes,
+)
+from edgemp.ingest.torch_module import build_module, export_module, run_module
+from edgemp.network import Network, file_digest
+from edgemp.pipeline import Module, Pipeline, Preprocess
+from edgemp.resolve import find_file, is_factory
+from edgemp.runtime.nodes import FunctionCall, ModuleCall, build_nodes, output_names
+from edgemp.runtime.scheduler import Scheduler
+from edgemp.samples import Samples, Split, check_feeds
+from edgemp.tensor import Array, Feed, TensorSpec
+
+EXPORT_TOLERANCE = 1e-3
+"""Largest relative difference allowed between a torch module and its own ONNX export."""
+
+CALIBRATION_FEEDS = 64
+HELD_OUT_FEEDS = 24
+
+
+class Original:
+    """One original network, fed as its candidates will be: pixels where pre-processing is folded."""
+
+    def __init__(self, name: str, module: Module) -> None:
+        self.name = name
+        self.where = f"module {name}"
+        self.module = module
+        self.torch_module: Any = None
+        self.model: Any = None
+        if is_factory(module.network):
+            self.torch_module = build_module(module.network, self.where)
+            self.inputs = tuple(module.inputs)
+            return
+        path = find_file(module.network, self.where)
+        self.path = path
+        self.model = raise_opset(read_onnx(path, self.where), self.where)
+        self.specs = graph_inputs(self.model, self.where)
+        self.inputs = tuple(spec.name for spec in self.specs)
+        if set(self.inputs) != set(module.inputs):
+            raise NetworkError(
+                f"{self.where}: the network's inputs are {sorted(self.inputs)}, but the pipeline wires "
+                f"{sorted(module.inputs)}"
+            )
+        self.output_names = [spec.name for spec in graph_outputs(self.model, self.where)]
+        output_names(name, module, self.output_names)
+        self._session: Any = None
+
+    def run(self, inputs: Feed) -> dict[str, Array]:
+        """Run the untouched network in fp32: torch eagerly, ONNX in ONNX Runtime."""
+        feed = {name: self._normalised(name, value) for name, value in inputs.items()}
+        if self.torch_module is not None:
+            return run_module(self.torch_module, feed, self.where)
+        if self._session is None:
+            self._session = _reference_session(self.path, self.where)
+        try:
+            found = self._session.run(self.output_names, feed)
+        except Exception as error:  # the engine's exceptions share no public base class
+            first = str(error).strip().splitlines()[0]
+            raise NetworkError(f"{self.where}: the original network fails on a sample: {first}") from error
+        return dict(zip(self.output_names, found, strict=True))
+
+    def _normalised(self, name: str, value: Array) -> Array:
+        preprocess = self.module.preprocess.get(name)
+        if preprocess is None or preprocess.where == "host":
+            return value
+        return normalise(value, preprocess)
+
+    def units(self) -> tuple[str, ...]:
+        return ("CPU",)
+
+    def profile(self) -> Placement:
+        return Placement(())
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _reference_session(path: Path, where: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the engine's exceptions share no public base class
+        first = str(error).strip().splitlines()[0]
+        raise UnsupportedOpError(
+            f"{where}: the original network does not load in ONNX Runtime, so nothing could be "
+            f"compared with it: {first}"
+        ) from error
+
+
+@dataclass
+class _Tap:
+    """A session that remembers, per step, what its original was fed and what it answered."""
+
+    original: Original
+    step: int = 0
+    feeds: list[tuple[int, Feed, Feed]] = field(default_factory=list)
+
+    def run(self, inputs: Feed) -> dict[str, Array]:
+        outputs = self.original.run(inputs)
+        self.feeds.append((self.step, {k: np.array(v) for k, v in inputs.items()}, outputs))
+        return outputs
+
+    def units(self) -> tuple[str, ...]:
+        return ("CPU",)
+
+    def profile(self) -> Placement:
+        return Placement(())
+
+    def close(self) -> None:
+        self.original.close()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the originals did on the samples: feeds and outputs per module, results per held-out step."""
+
+    samples: Mapping[str, Samples]
+    reference: Mapping[str, tuple[Feed, ...]]
+    results: tuple[Mapping[str, Any], ...]
+
+
+def record(
+    pipeline: Pipeline,
+    originals: Mapping[str, Original],
+    assets: Mapping[str, Mapping[str, bytes]],
+    steps: Sequence[Mapping[str, Any]],
+    split: Split,
+) -> Recording:
+    """Run the original pipeline, every gate open, over all steps.
+
+    A module's calibration samples come from calibration steps only, its held-out ones from held-out
+    steps only.
+
+    Raises:
+        SamplesError: if the samples never reach a module.
+    """
+    taps = {name: _Tap(original) for name, original in originals.items()}
+    results: list[Mapping[str, Any]] = []
+    scheduler, outputs = _ungated(pipeline, originals, taps, assets, steps[0])
+    for index, step in enumerate(steps):
+        for tap in taps.values():
+            tap.step = index
+        states, _ = scheduler.step({k: step[k] for k in pipeline.signals if k in step}, float(index))
+        _raise_faults(scheduler, states)
+        if index in split.held_out:
+            results.append(_result_values(pipeline, scheduler, states, outputs))
+    held = set(split.held_out)
+    samples, reference = {}, {}
+    for name, tap in taps.items():
+        if not tap.feeds:
+            raise SamplesError(f"module {name}: the samples never reach it; give samples that do")
+        held_feeds = _spread([item for item in tap.feeds if item[0] in held], HELD_OUT_FEEDS)
+        calibration = _spread([item for item in tap.feeds if item[0] not in held], CALIBRATION_FEEDS)
+        if not held_feeds:
+            raise SamplesError(
+                f"module {name}: no held-out step reaches it; give more samples, or another --seed"
+            )
+        samples[name] = Samples(
+            tuple(item[1] for item in calibration),
+            tuple(item[1] for item in held_feeds),
+            split.record(),
+        )
+        reference[name] = tuple(item[2] for item in held_feeds)
+    return Recording(samples, reference, tuple(results))
+
+
+def _ungated(
+    pipeline: Pipeline,
+    originals: Mapping[str, Original],
+    taps: Mapping[str, _Tap],
+    assets: Mapping[str, Mapping[str, bytes]],
+    first: Mapping[str, Any],
+) -> tuple[Scheduler, dict[str, list[str]]]:
+    """A scheduler over the originals. A torch module's output names are learned by running up to it."""
+    calls: dict[str, Any] = {}
+    outputs: dict[str, list[str]] = {}
+    for name, function in pipeline.functions.items():
+        calls[name] = FunctionCall(name, function, assets.get(name, {}))
+        outputs[name] = list(function.outputs)
+    for name, module in pipeline.modules.items():
+        original = originals[name]
+        if original.torch_module is None:
+            found = original.output_names
+        else:
+            found = original.output_names = _torch_outputs(original)
+        calls[name] = ModuleCall(name, module, taps[name], found)
+        outputs[name] = [own for own, _ in output_names(name, module, found)]
+    return Scheduler(pipeline, build_nodes(pipeline, calls, outputs, gated=False)), outputs
+
+
+def _torch_outputs(original: Original) -> list[str]:
+    if original.module.outputs:
+        return list(original.module.outputs.values())
+    return ["output"]
+
+
+def _raise_faults(scheduler: Scheduler, states: Mapping[str, Any]) -> None:
+    for name, state in states.items():
+        if scheduler.faults[name]:
+            raise NetworkError(f"{name} fails on a sample: {state.reason.removeprefix('failed twice: ')}")
+
+
+def _result_values(
+    pipeline: Pipeline, scheduler: Scheduler, states: Mapping[str, Any], outputs: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, text in pipeline.results.items():
+        node, output = pipeline.source_of(text)
+        if node in states:
+            value = scheduler.value(node, output or outputs[node][0], states[node])
+            values[key] = value.copy() if isinstance(value, np.ndarray) else value
+    return values
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` items, evenly spaced."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
+
+
+def synthetic(original: Original, seed: int = 0) -> tuple[Samples, tuple[Feed, ...]]:
+    """Three random feeds for a network without samples: enough to check lossless candidates.
+
+    Floats are standard normal, pixels uniform, other integers zero (always a valid index), booleans true.
+    """
+    shapes = resolve_shapes(original.specs, _asked_shapes(original), {}, original.where)
+    random = np.random.default_rng(seed)
+    feeds: list[Feed] = []
+    for _ in range(3):
+        feed: dict[str, Array] = {}
+        for spec in original.specs:
+            shape = tuple(dim if dim is not None else 1 for dim in shapes[spec.name])
+            if spec.dtype in {"float32", "float16", "float64"}:
+                feed[spec.name] = random.standard_normal(shape).astype(spec.dtype)
+            elif spec.dtype == "bool":
+                feed[spec.name] = np.ones(shape, bool)
+            else:
+                feed[spec.name] = np.zeros(shape, spec.dtype)
+        feeds.append(feed)
+    reference = tuple(original.run(feed) for feed in feeds)
+    return Samples((), tuple(feeds), {"synthetic": True, "seed": seed}), reference
+
+
+def _asked_shapes(original: Original) -> dict[str, tuple[int, ...]]:
+    """Shapes from the description; pre-processing to a fixed size fixes its input too."""
+    asked = dict(original.module.shapes)
+    for name, preprocess in original.module.preprocess.items():
+        if preprocess.size is not None and name not in asked:
+            asked[name] = _pixel_shape(preprocess)
+    return asked
+
+
+def _pixel_shape(preprocess: Preprocess) -> tuple[int, ...]:
+    height, width = preprocess.size or (-1, -1)
+    return (1, 3, height, width) if preprocess.layout == "nchw" else (1, height, width, 3)
+
+
+def ingest(
+    original: Original, samples: Samples, reference: tuple[Feed, ...], cache: StageCache
+) -> Network:
+    """The `Network` that candidates start from: fixed shapes, pre-processing folded, export checked.
+
+    Raises:
+        NetworkError: if a shape is open, the export fails or computes something else.
+        SamplesError: if samples do not fit the network's inputs.
+    """
+    import onnx
+
+    module, where = original.module, original.where
+    feeds = (*samples.calibration, *samples.held_out)
+    raw = [
+        {name: original._normalised(name, value) for name, value in feed.items()} for feed in feeds[:1]
+    ]
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = original.model
+        if original.torch_module is not None:
+            outputs = list(reference[0])
+            export_module(original.torch_module, raw[0], outputs, folder / "export.onnx", where)
+            model = read_onnx(folder / "export.onnx", where)
+            (folder / "export.onnx").unlink()
+            shapes: Mapping[str, tuple[int | None, ...]] = {
+                spec.name: spec.shape for spec in graph_inputs(model, where)
+            }
+        else:
+            seen = _seen_shapes(original, feeds)
+            shapes = resolve_shapes(original.specs, _asked_shapes(original), seen, where)
+        model = fix_shapes(model, shapes)
+        for name, preprocess in module.preprocess.items():
+            if preprocess.where == "graph":
+                model = fold_preprocess(model, name, preprocess, where)
+        onnx.save(model, str(folder / "model.onnx"))
+        return {
+            "inputs": [spec.model_dump() for spec in graph_inputs(model, where)],
+            "outputs": [spec.model_dump() for spec in graph_outputs(model, where)],
+        }
+
+    key = {
+        "network": _identity(original),
+        "module": module.model_dump(mode="json", exclude={"gate", "fidelity", "network"}),
+        "shapes": sorted((k, list(v.shape)) for k, v in feeds[0].items()),
+        "tools": tool_versions(),
+    }
+    folder, facts = cache.stage("ingest", key, build)
+    inputs = tuple(TensorSpec.model_validate(item) for item in facts["inputs"])
+    outputs = _settled(tuple(TensorSpec.model_validate(item) for item in facts["outputs"]), inputs, reference)
+    network = Network(
+        name=original.name,
+        model=folder / "model.onnx",
+        inputs=inputs,
+        outputs=outputs,
+        digest=file_digest(folder / "model.onnx"),
+        samples=Samples(
+            tuple(check_feeds(samples.calibration, inputs, where)),
+            tuple(check_feeds(samples.held_out, inputs, where)),
+            samples.split,
+        ),
+        reference=reference,
+    )
+    if original.torch_module is not None:
+        _check_export(network, where)
+    return network
+
+
+def _seen_shapes(original: Original, feeds: Iterable[Feed]) -> dict[str, set[tuple[int, ...]]]:
+    """Shapes that samples have, in the network's own layout."""
+    seen: dict[str, set[tuple[int, ...]]] = {}
+    for feed in feeds:
+        for spec in original.specs:
+            value = feed.get(spec.name)
+            if value is None:
+                continue
+            shape = value.shape
+            preprocess = original.module.preprocess.get(spec.name)
+            if preprocess and preprocess.where == "graph" and preprocess.layout == "nchw":
+                shape = (shape[0], shape[3], *shape[1:3])
+            elif len(shape) == len(spec.shape) - 1:
+                shape = (1, *shape)
+            seen.setdefault(spec.name, set()).add(tuple(shape))
+    return seen
+
+
+def _settled(
+    outputs: tuple[TensorSpec, ...], inputs: tuple[TensorSpec, ...], reference: tuple[Feed, ...]
+) -> tuple[TensorSpec, ...]:
+    """Output shapes from what the original returned, where shape inference left them open."""
+    if not all(spec.is_static for spec in inputs) or not reference:
+        return outputs
+    settled = []
+    for spec in outputs:
+        shapes = {feed[spec.name].shape for feed in reference}
+        only = next(iter(shapes)) if len(shapes) == 1 else spec.shape
+        settled.append(spec.model_copy(update={"shape": only}))
+    return tuple(settled)
+
+
+def _identity(original: Original) -> str:
+    """What the network is: the file's hash, or the torch module's structure and weights."""
+    import hashlib
+
+    if original.torch_module is None:
+        return hashlib.sha256(original.model.SerializeToString(deterministic=True)).hexdigest()
+    found = hashlib.sha256(repr(original.torch_module).encode())
+    for name, tensor in original.torch_module.state_dict().items():
+        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(dtype=_bytes()).numpy().tobytes())
+    import inspect
+
+    try:
+        found.update(inspect.getsource(inspect.getmodule(type(original.torch_module)) or type(original)).encode())
+    except (OSError, TypeError):
+        found.update(b"no source")
+    return found.hexdigest()
+
+
+def _bytes() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _check_export(network: Network, where: str) -> None:
+    session = _reference_session(network.model, where)
+    names = [spec.name for spec in network.outputs]
+    for feed, expected in zip(network.samples.held_out[:4], network.reference, strict=False):
+        found = dict(zip(names, session.run(names, dict(feed)), strict=True))
+        for name in names:
+            error = max_rel_error(expected[name], found[name])
+            if not error <= EXPORT_TOLERANCE:
+                raise NetworkError(
+                    f"{where}: the ONNX export of output {name!r} differs from the torch module by "
+                    f"{error:.2g} (relative), more than {EXPORT_TOLERANCE:g}; is it traced with "
+                    "data-dependent control flow?"
+                )

@@ -1,0 +1,262 @@
+"""Trials: what happened when a candidate was built, checked against the original and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgemp.backends import load_backend
+from edgemp.compiler.artifacts import load_artifact
+from edgemp.compiler.cache import StageCache, digest
+from edgemp.compiler.candidates import Candidate
+from edgemp.compiler.isolate import Limits, Worker, WorkerFailure
+from edgemp.errors import TrialError
+from edgemp.fidelity import Fidelity, measure
+from edgemp.machine import this_machine
+from edgemp.network import Network
+from edgemp.pipeline import FidelityBound
+from edgemp.samples import read_feeds, save_feeds
+from edgemp.target import Target
+
+Status = Literal["ok", "failed"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency over all counted runs (ms), and paired ratios with the untouched network per round."""
+
+    p50: float
+    p99: float
+    runs: int
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    same_engine_ratio_low: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate's record. A failed one keeps the reason and how far it came (`stage`)."""
+
+    candidate: Candidate
+    status: Status
+    stage: str
+    reason: str = ""
+    folder: Path | None = None
+    size_bytes: int = 0
+    peak_memory_bytes: int = 0
+    first_result_ms: float = 0.0
+    transforms: tuple[str, ...] = ()
+    fidelity: Fidelity | None = None
+    timing: Timing | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the candidate ran and is inside its fidelity bound."""
+        return self.status == "ok" and self.fidelity is not None and self.fidelity.holds
+
+    @property
+    def slower_than_untouched(self) -> bool:
+        """Whether it measures slower than the untouched network on its own engine (promise 2).
+
+        Judged by the lower quartile of paired ratios, so that noise alone does not condemn a tie.
+        """
+        return self.timing is not None and self.timing.same_engine_ratio_low > 1.0
+
+    def record(self) -> dict[str, Any]:
+        """The trial as plain JSON values, for reports."""
+        return {
+            "candidate": self.candidate.label,
+            "backend": self.candidate.backend,
+            "precision": self.candidate.precision,
+            "threads": self.candidate.threads,
+            "status": self.status,
+            "stage": self.stage,
+            "reason": self.reason,
+            "holds": self.holds,
+            "size_bytes": self.size_bytes,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "first_result_ms": self.first_result_ms,
+            "transforms": list(self.transforms),
+            "fidelity": self.fidelity.record() if self.fidelity else None,
+            "violations": list(self.fidelity.violations) if self.fidelity else [],
+            "latency_ms": {"p50": self.timing.p50, "p99": self.timing.p99} if self.timing else None,
+            "ratio_to_original": self.timing.ratio if self.timing else None,
+        }
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every trial of one compile shares."""
+
+    target: Target
+    cache: StageCache
+    limits: Limits
+
+
+def attempt(
+    workshop: Workshop, network: Network, bound: FidelityBound, candidate: Candidate
+) -> Trial:
+    """Build and check one candidate in processes of its own; whatever goes wrong is in the trial."""
+    stage = "build"
+    try:
+        folder, facts = _build(workshop, network, candidate)
+        if facts.get("failed"):
+            return Trial(candidate, "failed", facts["stage"], facts["failed"])
+        stage = "check"
+        checked, record = _check(workshop, network, candidate, folder)
+        if record.get("failed"):
+            return Trial(candidate, "failed", "check", record["failed"], folder)
+    except TrialError as error:
+        return Trial(candidate, "failed", stage, str(error))
+    outputs = read_feeds(checked / "outputs.npz")
+    fidelity = measure(
+        network.reference, outputs, network.samples.held_out, bound, f"module {network.name}"
+    )
+    return Trial(
+        candidate,
+        "ok",
+        "checked",
+        reason="; ".join(fidelity.violations),
+        folder=folder,
+        size_bytes=facts["size_bytes"],
+        peak_memory_bytes=record["peak_memory_bytes"],
+        first_result_ms=record["first_result_ms"],
+        transforms=tuple(facts["transforms"]),
+        fidelity=fidelity,
+    )
+
+
+def _build(
+    workshop: Workshop, network: Network, candidate: Candidate
+) -> tuple[Path, dict[str, Any]]:
+    """Prepare and compile; ordinary errors are cached too, so that a second compile need not repeat them."""
+    backend = load_backend(candidate.backend)
+    probe = backend.probe()
+    target = workshop.target.model_dump(mode="json")
+    needs = next(
+        p.needs for p in backend.precisions(workshop.target) if p.name == candidate.precision
+    )
+    common = {
+        "network": network.digest,
+        "calibration": _feeds_digest(network.samples.calibration) if needs else "",
+        "backend": candidate.backend,
+        "engine": f"{probe.engine} {probe.version}",
+        "tools": tool_versions(),
+    }
+
+    def prepare(folder: Path) -> dict[str, Any]:
+        with Worker(workshop.limits) as worker:
+            network.save(folder / "source")
+            try:
+                worker.ask(
+                    "prepare",
+                    network=str(folder / "source"),
+                    target=target,
+                    backend=candidate.backend,
+                    precision=candidate.precision,
+                    folder=str(folder),
+                )
+            except WorkerFailure as failure:
+                return {"failed": f"{failure.kind}: {failure}", "stage": "prepare"}
+        return {"transforms": list(Network.load(folder / "network").transforms)}
+
+    prepared, facts = workshop.cache.stage("prepare", {**common, "needs": needs}, prepare)
+    if facts.get("failed"):
+        return prepared, facts
+
+    def compile_(folder: Path) -> dict[str, Any]:
+        with Worker(workshop.limits) as worker:
+            try:
+                worker.ask(
+                    "compile",
+                    network=str(prepared / "network"),
+                    target=target,
+                    backend=candidate.backend,
+                    precision=candidate.precision,
+                    folder=str(folder),
+                )
+            except WorkerFailure as failure:
+                return {"failed": f"{failure.kind}: {failure}", "stage": "compile"}
+        return {
+            "size_bytes": load_artifact(folder).size_bytes,
+            "transforms": facts["transforms"],
+        }
+
+    key = {**common, "needs": needs, "precision": candidate.precision, "target": target}
+    return workshop.cache.stage("compile", key, compile_)
+
+
+def _check(
+    workshop: Workshop, network: Network, candidate: Candidate, artifact: Path
+) -> tuple[Path, dict[str, Any]]:
+    """Run the held-out samples on the engine; the outputs are cached, the verdict is not."""
+
+    def run(folder: Path) -> dict[str, Any]:
+        save_feeds(folder / "held_out.npz", network.samples.held_out)
+        with Worker(workshop.limits) as worker:
+            try:
+                first = worker.ask(
+                    "open",
+                    artifact=str(artifact),
+                    threads=candidate.threads,
+                    target=workshop.target.model_dump(mode="json"),
+                    feeds=str(folder / "held_out.npz"),
+                )
+                worker.ask("outputs", path=str(folder / "outputs.npz"))
+            except WorkerFailure as failure:
+                return {"failed": f"{failure.kind}: {failure}"}
+            return {"first_result_ms": first, "peak_memory_bytes": worker.peak_memory_bytes}
+
+    key = {
+        "artifact": artifact.name,
+        "held_out": _feeds_digest(network.samples.held_out),
+        "threads": candidate.threads,
+        "machine": this_machine().fingerprint,
+    }
+    return workshop.cache.stage("check", key, run)
+
+
+def with_threads(trials: Iterable[Trial], threads: int) -> list[Trial]:
+    """The same artifacts at another thread count: what was checked stays, only the timing differs."""
+    return [
+        replace(trial, candidate=trial.candidate.with_threads(threads), timing=None)
+        for trial in trials
+    ]
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages whose behaviour a prepared network depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("edgemp", "onnx", "nncf", "torch", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    found["sources"] = _sources_digest()
+    return found
+
+
+def _sources_digest() -> str:
+    """Hash of edgemp's own transforms and backends, so that editing one invalidates what it made."""
+    root = Path(__file__).parent.parent
+    files = sorted([*(root / "compress").rglob("*.py"), *(root / "backends").rglob("*.py")])
+    return digest([file.read_text(encoding="utf-8") for file in files])
+
+
+def _feeds_digest(feeds: Sequence[Any]) -> str:
+    import hashlib
+
+    found = hashlib.sha256()
+    for feed in feeds:
+        for name in sorted(feed):
+            value = feed[name]
+            found.update(f"{name}{value.dtype}{value.shape}".encode())
+            found.update(value.tobytes())
+    return found.hexdigest()
+
+

@@ -1,0 +1,40 @@
+"""Gates switch a module off while its input holds nothing new; one file per kind of gate."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from pydantic import ValidationError
+
+from edgemp.errors import PipelineError
+from edgemp.runtime.gates.base import Decision, Gate, GatePolicy
+
+__all__ = ["Decision", "Gate", "GatePolicy", "create_gate", "gate_kinds"]
+
+
+def gate_kinds() -> list[str]:
+    """The names of the installed kinds of gate."""
+    return sorted(point.name for point in entry_points(group="edgemp.gates"))
+
+
+def create_gate(kind: str, options: dict[str, object], where: str = "gate") -> Gate:
+    """Build a gate of `kind` with its policy `options`.
+
+    Raises:
+        PipelineError: for an unknown kind or invalid options; `where` names the module.
+    """
+    for point in entry_points(group="edgemp.gates", name=kind):
+        gate_class = point.load()
+        try:
+            policy = gate_class.Policy(**options)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+                for item in error.errors()
+            )
+            raise PipelineError(f"{where}: gate {kind!r} has invalid options: {problems}") from None
+        gate: Gate = gate_class(policy)
+        return gate
+    raise PipelineError(
+        f"{where}: unknown gate kind {kind!r}; installed kinds: {', '.join(gate_kinds())}"
+    )

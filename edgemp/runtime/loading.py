@@ -1,0 +1,81 @@
+"""From a bundle to a running `Runtime`: verified members, engines opened, placement compared, functions built."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from edgemp.backends import load_backend
+from edgemp.backends.base import Session
+from edgemp.bundle import Bundle, artifact_of, check_runnable, read_bundle
+from edgemp.errors import PlacementError
+from edgemp.runtime.app import Runtime
+from edgemp.runtime.nodes import FunctionCall, ModuleCall, build_nodes, output_names
+from edgemp.target import Target
+
+
+def load_runtime(
+    path: Path,
+    *,
+    public_key: Path | None = None,
+    allow_fallback: bool = False,
+    gated: bool = True,
+) -> Runtime:
+    """See `edgemp.load`."""
+    bundle = read_bundle(path, public_key=public_key)
+    return runtime_of(bundle, allow_fallback=allow_fallback, gated=gated)
+
+
+def runtime_of(bundle: Bundle, *, allow_fallback: bool = False, gated: bool = True) -> Runtime:
+    """A runtime of an opened bundle; if a later part fails, engines opened before it are closed."""
+    check_runnable(bundle)
+    pipeline = bundle.pipeline
+    calls: dict[str, ModuleCall | FunctionCall] = {}
+    outputs: dict[str, list[str]] = {}
+    sessions: dict[str, Session] = {}
+    with ExitStack() as opened:
+        for name, function in pipeline.functions.items():
+            calls[name] = FunctionCall(name, function, bundle.assets(name))
+            outputs[name] = list(function.outputs)
+        for name, module in pipeline.modules.items():
+            session = open_module(bundle, name, allow_fallback=allow_fallback)
+            opened.callback(session.close)
+            sessions[name] = session
+            found = [spec.name for spec in bundle.module(name).outputs]
+            call = ModuleCall(name, module, session, found)
+            call.set_empty(
+                {
+                    spec.name: np.zeros((0, *(dim or 0 for dim in spec.shape[1:])), spec.dtype)
+                    for spec in bundle.module(name).outputs
+                }
+            )
+            calls[name] = call
+            outputs[name] = [own for own, _ in output_names(name, module, found)]
+        runtime = Runtime(pipeline, build_nodes(pipeline, calls, outputs, gated), outputs, sessions)
+        opened.pop_all()
+    return runtime
+
+
+def open_module(bundle: Bundle, name: str, *, allow_fallback: bool = False) -> Session:
+    """One module's session, after comparing where its nodes run with what the bundle states.
+
+    Raises:
+        PlacementError: on any unit or precision that the bundle does not list, unless allowed.
+    """
+    artifact = artifact_of(bundle.manifest, name, bundle)
+    record = bundle.manifest.target
+    target = Target(
+        name=record.name, arch=record.arch, os=record.os, backends=(artifact.backend,)
+    )
+    session = load_backend(artifact.backend).open(artifact, target)
+    units = session.units()
+    if not allow_fallback and units != artifact.units:
+        session.close()
+        raise PlacementError(
+            f"{bundle.path}: module {name!r}: the engine here would run it on {', '.join(units)}, but it "
+            f"was compiled and checked for {', '.join(artifact.units)}; compile it for this machine, or "
+            "pass allow_fallback (--allow-fallback) to run it all the same"
+        )
+    return session

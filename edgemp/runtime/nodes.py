@@ -1,0 +1,188 @@
+"""What the scheduler executes: a module on its session, or a host function, each with its bound inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgemp.backends.base import Session
+from edgemp.errors import FunctionMissingError, InputError, PipelineError
+from edgemp.pipeline import Function, Module, Pipeline
+from edgemp.resolve import import_callable
+from edgemp.runtime.gates import Gate, create_gate
+from edgemp.runtime.preprocess import Preprocessor
+from edgemp.tensor import Array, Feed
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One input of a node: its key, and the (signal or node, output) it reads ('' for a signal)."""
+
+    key: str
+    source: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A module or function ready to run. `call` takes one value per wire and returns values by output."""
+
+    name: str
+    wires: tuple[Wire, ...]
+    call: Callable[[Values], tuple[Values, int]]
+    gate: Gate | None = None
+    watched: Wire | None = None
+    max_staleness_ms: float = 1000.0
+
+
+class ModuleCall:
+    """Runs a module's session on pre-processed inputs, once or once per item."""
+
+    def __init__(self, name: str, module: Module, session: Session, network_outputs: list[str]) -> None:
+        self._name = name
+        self._session = session
+        self._per_item = module.per_item
+        self._preprocess = {
+            key: Preprocessor(spec, f"module {name}, input {key}")
+            for key, spec in module.preprocess.items()
+        }
+        self._outputs = output_names(name, module, network_outputs)
+        self._empty: dict[str, Array] = {}
+
+    def __call__(self, values: Values) -> tuple[Values, int]:
+        if self._per_item:
+            return self._run_items(values)
+        found = self._session.run(self._feed(values))
+        return {own: found[theirs] for own, theirs in self._outputs}, 1
+
+    def _feed(self, values: Feed) -> dict[str, Array]:
+        if not self._preprocess:
+            return dict(values)
+        return {
+            key: self._preprocess[key](value) if key in self._preprocess else value
+            for key, value in values.items()
+        }
+
+    def _run_items(self, values: Values) -> tuple[Values, int]:
+        counts = {key: len(value) for key, value in values.items()}
+        if len(set(counts.values())) != 1:
+            raise InputError(f"module {self._name}: inputs differ in their number of items: {counts}")
+        count = next(iter(counts.values()))
+        rows: dict[str, list[Array]] = {own: [] for own, _ in self._outputs}
+        for i in range(count):
+            item = {
+                key: value[i] if key in self._preprocess else np.ascontiguousarray(value[i : i + 1])
+                for key, value in values.items()
+            }
+            found = self._session.run(self._feed(item))
+            for own, theirs in self._outputs:
+                # Copied, because the engine overwrites its buffers before the last item is done.
+                rows[own].append(found[theirs].copy())
+        if count:
+            stacked = {own: np.concatenate(parts) for own, parts in rows.items()}
+            self._empty = {own: array[:0] for own, array in stacked.items()}
+            return stacked, count
+        return {own: self._empty.get(own, np.zeros((0,), np.float32)) for own, _ in self._outputs}, 0
+
+    def set_empty(self, shapes: Mapping[str, Array]) -> None:
+        """What to return for no items at all, by the network's output names: arrays of length 0."""
+        self._empty = {own: shapes[theirs] for own, theirs in self._outputs if theirs in shapes}
+
+
+def output_names(name: str, module: Module, network_outputs: list[str]) -> list[tuple[str, str]]:
+    """(own name, network's name) for every output of a module.
+
+    Raises:
+        PipelineError: if the description renames an output that the network does not have.
+    """
+    if not module.outputs:
+        return [(output, output) for output in network_outputs]
+    for theirs in module.outputs.values():
+        if theirs not in network_outputs:
+            raise PipelineError(
+                f"module {name}: the network has no output {theirs!r}; it has {network_outputs}"
+            )
+    return list(module.outputs.items())
+
+
+class FunctionCall:
+    """Calls a host function, or an instance of a host class, with the node's inputs as keywords."""
+
+    def __init__(self, name: str, function: Function, assets: Mapping[str, bytes]) -> None:
+        self._name = name
+        self._expected = function.outputs
+        target = import_callable(function.function, f"function {name}")
+        constants = {**function.options, **assets}
+        if isinstance(target, type):
+            try:
+                self._call = target(**constants)
+            except Exception as error:  # the user's class may fail in any way
+                raise FunctionMissingError(
+                    f"function {name}: {function.function} cannot be created: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            self._constants: dict[str, Any] = {}
+        else:
+            self._call = target
+            self._constants = constants
+
+    def __call__(self, values: Values) -> tuple[Values, int]:
+        found = self._call(**values, **self._constants)
+        if not isinstance(found, Mapping) or not set(self._expected) <= set(found):
+            shape = sorted(found) if isinstance(found, Mapping) else type(found).__name__
+            raise PipelineError(
+                f"function {self._name}: must return a mapping with {list(self._expected)}, got {shape}"
+            )
+        return {key: found[key] for key in self._expected}, 1
+
+
+def build_nodes(
+    pipeline: Pipeline,
+    calls: Mapping[str, Callable[[Values], tuple[Values, int]]],
+    outputs: Mapping[str, list[str]],
+    gated: bool = True,
+) -> list[Node]:
+    """The nodes of a pipeline in execution order; `outputs` lists the output names of every node.
+
+    Raises:
+        PipelineError: if a reference names an output that a node does not have, or a gate is invalid.
+    """
+    nodes = []
+    for name in pipeline.order():
+        item = pipeline.modules.get(name) or pipeline.functions[name]
+        wires = tuple(
+            wire(pipeline, outputs, key, text, name) for key, text in item.inputs.items()
+        )
+        gate = watched = None
+        staleness = 1000.0
+        if isinstance(item, Module) and item.gate is not None and gated:
+            gate = create_gate(item.gate.kind, item.gate.options, f"module {name}")
+            watched = (
+                Wire("", item.gate.signal, "")
+                if item.gate.signal
+                else next((w for w in wires if w.source in pipeline.signals), wires[0])
+            )
+            staleness = float(item.gate.options.get("max_staleness_ms", staleness))
+        nodes.append(Node(name, wires, calls[name], gate, watched, staleness))
+    return nodes
+
+
+def wire(
+    pipeline: Pipeline, outputs: Mapping[str, list[str]], key: str, text: str, where: str
+) -> Wire:
+    source, output = pipeline.source_of(text)
+    if source in pipeline.signals:
+        return Wire(key, source, "")
+    available = outputs[source]
+    if not output and len(available) == 1:
+        output = available[0]
+    if output not in available:
+        raise PipelineError(
+            f"{where}: {key} refers to {text!r}; outputs of {source} are: {', '.join(available)}"
+        )
+    return Wire(key, source, output)

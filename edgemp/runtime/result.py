@@ -1,0 +1,57 @@
+"""What one step of the runtime returns: values with their source, age and reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Source = Literal["fresh", "reused", "compensated", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One value and where it comes from.
+
+    `source` is "fresh" (computed in this step), "reused" (an earlier answer, `age_ms` old),
+    "compensated" (an earlier answer corrected for what changed since) or "missing" (`value` is None).
+    `age_ms` is the capture-time distance between this step and the step that computed the value;
+    `reason` says why the value was computed, reused or is missing.
+    """
+
+    value: Any
+    source: Source
+    age_ms: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTrace:
+    """What one module or function did in a step; times in milliseconds."""
+
+    ran: bool
+    reason: str
+    gate_ms: float
+    run_ms: float
+    score: float | None = None
+    calls: int = 0
+    tiles: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Mapping[str, Output]):
+    """The outputs of one step, by result name; `trace` has one entry per module and function."""
+
+    t: float
+    outputs: Mapping[str, Output]
+    trace: Mapping[str, NodeTrace] = field(default_factory=dict)
+    step_ms: float = 0.0
+
+    def __getitem__(self, name: str) -> Output:
+        return self.outputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)

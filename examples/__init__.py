@@ -1,0 +1,1 @@
+"""Pipelines a newcomer can compile and run."""

@@ -1,0 +1,97 @@
+"""The content of a tiny bundle: a module that doubles four numbers, a function with an asset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgemp.backends.base import Artifact, NodePlacement, Placement
+from edgemp.bundle.contents import pack_assets, pack_files, pack_placement
+from edgemp.bundle.goldens import pack_goldens, pack_steps
+from edgemp.bundle.manifest import Latency, Manifest, ModuleRecord, TargetRecord
+from edgemp.pipeline import Pipeline
+from edgemp.tensor import TensorSpec
+
+PIPELINE = Pipeline.model_validate(
+    {
+        "name": "tiny",
+        "signals": {"x": {"dtype": "float32", "shape": [1, 4]}, "note": {"modality": "text"}},
+        "modules": {"double": {"network": "double.onnx", "inputs": {"in": "x"}}},
+        "functions": {
+            "label": {
+                "function": "collections:Counter",
+                "inputs": {"scores": "double"},
+                "outputs": ["text"],
+                "assets": {"names": "names.txt"},
+            }
+        },
+        "results": {"doubled": "double", "text": "label.text"},
+    }
+)
+X = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
+GOLDENS = {"double": [({"in": X}, {"out": 2 * X}), ({"in": -X}, {"out": -2 * X})]}
+STEPS = [{"x": X, "note": "a café"}, {"x": X + 1, "note": "b"}]
+PLACEMENT = Placement((NodePlacement("mul", "Mul", "CPU", "f32"),))
+ARTIFACT = Artifact(
+    backend="onnxruntime",
+    precision="fp32",
+    files={"model.onnx": bytes(range(256)) * 4},
+    inputs=(TensorSpec(name="in", dtype="float32", shape=(1, 4)),),
+    outputs=(TensorSpec(name="out", dtype="float32", shape=(1, 4)),),
+    options={"level": 2},
+    threads=2,
+    engine="onnxruntime",
+    version="1.0",
+    placement=PLACEMENT,
+)
+
+
+def tiny_manifest(**changes: Any) -> tuple[Manifest, dict[str, bytes]]:
+    """The arguments of `write_bundle` after the path; `changes` replace fields of the manifest."""
+    files, file_members = pack_files("double", ARTIFACT.files)
+    placement, placement_members = pack_placement("double", PLACEMENT)
+    goldens, golden_members = pack_goldens(GOLDENS)
+    steps, step_members = pack_steps(STEPS)
+    assets, asset_members = pack_assets({"label/names": b"one\ntwo\n"})
+    module = ModuleRecord(
+        backend=ARTIFACT.backend,
+        engine=ARTIFACT.engine,
+        version=ARTIFACT.version,
+        precision=ARTIFACT.precision,
+        transforms=("fold",),
+        threads=ARTIFACT.threads,
+        options=dict(ARTIFACT.options),
+        inputs=ARTIFACT.inputs,
+        outputs=ARTIFACT.outputs,
+        files=files,
+        placement=placement,
+        fidelity={"cosine": 1.0},
+        bound={"cosine_min": 0.99},
+        latency_ms=Latency(p50=0.5, p99=1),
+        ratio_to_original=0.8,
+        size_bytes=ARTIFACT.size_bytes,
+        original="0" * 64,
+        chosen_because="the only candidate",
+    )
+    fields = {
+        "edgemp_version": "0.1.0",
+        "created": "2026-01-31",
+        "pipeline": PIPELINE.model_dump(mode="json"),
+        "target": TargetRecord(name="box", arch="any", os="any"),
+        "modules": {"double": module},
+        "assets": assets,
+        "goldens": goldens,
+        "steps": steps,
+        "report": "report.txt",
+        "provenance": {"seed": 0, "tools": {"numpy": "2"}},
+    }
+    members = {
+        **file_members,
+        **placement_members,
+        **golden_members,
+        **step_members,
+        **asset_members,
+        "report.txt": b"all is well. " * 50,
+    }
+    return Manifest(**{**fields, **changes}), members
