@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ def import_object(reference: str, where: str) -> Any:
     module_name, colon, name = reference.partition(":")
     if not colon or not name:
         raise FunctionMissingError(f"{where}: {reference!r} is not of the form module:name")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        # A bundle is data: it must not be able to name os.system or subprocess.run as a step.
+        raise FunctionMissingError(
+            f"{where}: {reference!r} is in the standard library; name a function of the application"
+        )
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way while importing

@@ -66,6 +66,11 @@ def load_npz(path: Path) -> list[dict[str, Array]]:
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
+    except TypeError:
+        raise SamplesError(
+            f"{path}: not a readable .npz file: it holds one bare array; write it with "
+            "np.savez(path, input_name=array)"
+        ) from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise SamplesError(f"{path}: not a readable .npz file: {error}") from None
     if not arrays:

@@ -89,12 +89,13 @@ class DeferredRecord(_Record):
 class ModuleRecord(_Record):
     """One compiled module: what it takes to open it, what was measured, and why it was chosen.
 
-    `files` maps artifact file names to members. `units` are the compute units and precisions that the
-    engine reported at compile time ("CPU bf16"); loading compares them, `placement` has every node. `fidelity` is what was measured against the
-    original network on held-out samples and `bound` what was asked for. `ratio_to_original` is the
-    median paired time ratio to the untouched network on the same engine (below 1 is faster).
-    `original` is the SHA-256 of the original network. Of a `deferred` module the files are a build
-    package, and nothing needs to have been timed.
+    `files` maps artifact file names to members. `units` are the compute units and precisions that
+    the engine reported at compile time ("CPU bf16"); loading compares them, `placement` has every
+    node. `fidelity` is what was measured against the original network on held-out samples and
+    `bound` what was asked for. `ratio_to_original` is the median paired time ratio to the untouched
+    network on the same engine (below 1 is faster). `original` is the SHA-256 of the original
+    network. Of a `deferred` module the files are a build package, and nothing needs to have been
+    timed.
     """
 
     backend: str
@@ -107,7 +108,6 @@ class ModuleRecord(_Record):
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     files: dict[FileName, MemberName] = Field(min_length=1)
-    units: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     placement: MemberName
     fidelity: dict[str, FiniteFloat] = Field(default_factory=dict)

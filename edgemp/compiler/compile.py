@@ -13,7 +13,6 @@ from typing import Any
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.candidates import Candidate, Offer, offer
 from edgemp.compiler.choose import Budget, Choice, choose
-from edgemp.compiler.isolate import Limits
 from edgemp.compiler.original import Original, Recording, ingest, record, synthetic
 from edgemp.compiler.pack import pack_bundle
 from edgemp.compiler.progress import Progress, Silent
@@ -21,6 +20,7 @@ from edgemp.compiler.race import race
 from edgemp.compiler.trials import Trial, Workshop, attempt
 from edgemp.errors import EdgempError, FidelityError, SamplesError, TargetError
 from edgemp.fidelity import call_metric
+from edgemp.isolate import Limits
 from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.pipeline import FidelityBound, Module, Pipeline, Signal, is_path

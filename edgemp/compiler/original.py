@@ -207,7 +207,7 @@ def _ungated(
             found = original.output_names
         else:
             found = original.output_names = _torch_outputs(original)
-        calls[name] = ModuleCall(name, module, taps[name], found)
+        calls[name] = ModuleCall(name, module, taps[name], found, probe=original.run)
         outputs[name] = [own for own, _ in output_names(name, module, found)]
     return Scheduler(pipeline, build_nodes(pipeline, calls, outputs, gated=False)), outputs
 

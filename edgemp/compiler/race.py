@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from edgemp.compiler.candidates import Candidate
-from edgemp.compiler.isolate import Worker, WorkerFailure
 from edgemp.compiler.trials import Timing, Trial, Workshop, with_threads
 from edgemp.errors import TrialError
+from edgemp.isolate import Worker, WorkerFailure
 from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.samples import save_feeds
@@ -57,10 +57,10 @@ def race(workshop: Workshop, network: Network, trials: Sequence[Trial]) -> list[
         {g.candidate.backend for g in good}
     ]
     finalists = list({t.candidate: t for t in [*good, *untouched, *same_engines]}.values())
-    entries = list(finalists)
+    entries = {t.candidate: t for t in finalists}
     for threads in workshop.target.thread_counts[1:]:
-        entries += with_threads([*good, *untouched], threads)
-    final = _run(workshop, network, entries, FINAL)
+        entries |= {t.candidate: t for t in with_threads([*good, *untouched], threads)}
+    final = _run(workshop, network, list(entries.values()), FINAL)
     named = {t.candidate for t in final if t.timing is not None}
     return [*final, *(t for t in timed if t.candidate not in named), *others]
 

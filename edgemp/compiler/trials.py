@@ -11,9 +11,9 @@ from edgemp.backends import load_backend
 from edgemp.compiler.artifacts import load_artifact
 from edgemp.compiler.cache import StageCache, digest
 from edgemp.compiler.candidates import Candidate
-from edgemp.compiler.isolate import Limits, Worker, WorkerFailure
 from edgemp.errors import TrialError
 from edgemp.fidelity import Fidelity, measure
+from edgemp.isolate import Limits, Worker, WorkerFailure
 from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.pipeline import FidelityBound

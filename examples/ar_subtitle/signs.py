@@ -81,7 +81,7 @@ class Design:
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sign:
     """A caption as pixels, ready to be put into frames.
 

@@ -171,10 +171,6 @@ def _is_stale(scene: Scene, caption: Caption, record: Record) -> bool:
         c.text == caption.text for c in scene.captions_at(record.index)
     ):
         return False
-    # A caption that was shown twice is stale since its latest end only.
-    later = [c for c in scene.captions if c.text == caption.text and c.end <= record.index]
-    if max(later, key=lambda c: c.end) != caption:
-        return False
     read = caption_accuracy(caption, record.texts, record.boxes) >= RECOGNISED
     return read or any(
         s.chinese == caption.translation and _overlap(caption.box, s.box) for s in record.subtitles

@@ -43,6 +43,7 @@ ARTIFACT = Artifact(
     threads=2,
     engine="onnxruntime",
     version="1.0",
+    units=("CPU f32",),
     placement=PLACEMENT,
 )
 
@@ -65,6 +66,7 @@ def tiny_manifest(**changes: Any) -> tuple[Manifest, dict[str, bytes]]:
         inputs=ARTIFACT.inputs,
         outputs=ARTIFACT.outputs,
         files=files,
+        units=ARTIFACT.units,
         placement=placement,
         fidelity={"cosine": 1.0},
         bound={"cosine_min": 0.99},

@@ -27,7 +27,9 @@ class EveryNthGate:
 
     def __init__(self, policy: EveryNthPolicy) -> None:
         self.policy = policy
-        self.reset()
+        self._t_last: float | None = None
+        self._t_run: float | None = None
+        self._skipped = 0
 
     def step(self, sample: Array, t: float) -> Decision:
         """Decide at `t` seconds; `sample` may be any value and is not looked at."""
@@ -43,6 +45,4 @@ class EveryNthGate:
         return Decision(run=True, reason=reason)
 
     def reset(self) -> None:
-        self._t_last: float | None = None
-        self._t_run: float | None = None
-        self._skipped = 0
+        self._t_last = self._t_run = None

@@ -14,21 +14,22 @@ from edgemp.errors import InputError
 from edgemp.tensor import Array
 
 WIDTH, HEIGHT = 320, 180
-MIN_SIDE = 8
+MIN_SIDE, MAX_SIDE = 8, 16384
 
 
 def check_frame(frame: object) -> Array:
-    """Return `frame` if it is a uint8 [H, W, 3] BGR or [H, W] gray frame of at least 8 x 8 pixels.
+    """Return `frame` if it is a uint8 [H, W, 3] BGR or [H, W] gray frame; sides 8 to 16384.
 
     Raises:
         InputError: saying what was given instead.
     """
-    expected = f"a uint8 frame [H, W, 3] or [H, W] of at least {MIN_SIDE} x {MIN_SIDE} pixels"
+    expected = f"a uint8 frame [H, W, 3] or [H, W] with sides of {MIN_SIDE} to {MAX_SIDE} pixels"
     if not isinstance(frame, np.ndarray):
         raise InputError(f"motion gate: expected {expected}, got {type(frame).__name__}")
     shape = frame.shape
     colours = len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
-    if frame.dtype != np.uint8 or not colours or min(shape[:2]) < MIN_SIDE:
+    fits = colours and min(shape[:2]) >= MIN_SIDE and max(shape[:2]) <= MAX_SIDE
+    if frame.dtype != np.uint8 or not fits:
         raise InputError(f"motion gate: expected {expected}, got {frame.dtype}{list(shape)}")
     return frame
 

@@ -92,8 +92,8 @@ class Noise:
     """What single pixels do by themselves, per tile.
 
     average: mean absolute difference of two frames, int32 [12, 20], times 16 x 240.
-    levels: the threshold that follows from it, grey levels, uint8 [12, 20]; `pixels` is the same for
-        every pixel, uint8 [180, 320].
+    levels: the threshold that follows from it, grey levels, uint8 [12, 20].
+    pixels: `levels` spread over the picture, uint8 [180, 320].
     """
 
     average: Array
@@ -115,7 +115,7 @@ class MotionState:
 
     frames: the last pictures, uint8 [180, 320], newest last, at most three.
     changed: where the newest picture differs from the anchor, uint8 [180, 320] of 0 and 255.
-    chronic: habitually changed pixels per tile, int32 [12, 20], times 256.
+    chronic: pixels that change habitually, per tile, int32 [12, 20], times 256.
     seen: frames since opening, counted up to the warm-up.
     hold: frames that still run.
     """
@@ -195,9 +195,9 @@ def decide(
         changed = _changed(picture, anchor, UNIT_GAIN, noise)
         # What is in this picture but not in the anchor went into the answer; should it be gone in
         # the next frame, that frame would look like the anchor and the answer would stay.
-        blobs = tile_sums(cv2.erode(changed, CORE)).max() // 255 * FIXED
-        if blobs - clutter >= policy.on * WHOLE_TILE:
-            hold = max(hold, 1)
+        if not hold:
+            blobs = tile_sums(cv2.erode(changed, CORE)).max() // 255 * FIXED
+            hold = int(blobs - clutter >= policy.on * WHOLE_TILE)
     state = MotionState(
         shape=state.shape,
         t_last=t,
@@ -269,7 +269,9 @@ def _activity(policy: MotionPolicy, state: MotionState, changed: Array) -> tuple
     flicker = cv2.countNonZero(changed) - cv2.countNonZero(real)
     clutter = min(flicker * FIXED // FLICKER_PER_PIXEL, most)
     above = np.maximum(count - state.chronic - clutter, 0) / WHOLE_TILE
-    habit = state.chronic + ((count - state.chronic) >> 7)
+    # Faster up than down: what comes and goes is a habit at its height, not on average.
+    step = count - state.chronic
+    habit = state.chronic + np.where(step > 0, step >> 6, step >> 8)
     return above, np.minimum(habit, most), clutter
 
 

@@ -31,10 +31,10 @@ def spread(per_tile: Array) -> Array:
 
 
 def gain(now: Array, anchor: Array) -> int:
-    """How much brighter `now` is than `anchor` (tile sums), in 1/256: the median tile ratio.
+    """How much brighter `now` is than `anchor` (both tile sums), in 1/256: the median ratio.
 
     The median ignores what moves in less than half of the tiles. Near-black tiles have no usable
-    ratio and near-white ones do not answer to light; with fewer than 24 others the gain counts as 1.
+    ratio and near-white ones do not answer to light; with fewer than 24 others the gain is 1.
     """
     lit = (anchor >= DARK * TILE_PIXELS) & (anchor <= BRIGHT * TILE_PIXELS)
     before, after = anchor[lit], now[lit]
@@ -45,7 +45,7 @@ def gain(now: Array, anchor: Array) -> int:
 
 
 def residual(image: Array, anchor: Array, light: int) -> Array:
-    """|image - anchor|, uint8 [180, 320], with the anchor brought to the gain `light` (in 1/256)."""
+    """|image - anchor|, uint8 [180, 320], with the anchor at the gain `light` (in 1/256)."""
     # A gain of a percent moves white by two levels, below any threshold.
     if abs(light - UNIT_GAIN) <= 2:
         difference: Array = cv2.absdiff(image, anchor)

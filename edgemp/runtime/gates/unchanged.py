@@ -34,7 +34,9 @@ class UnchangedGate:
 
     def __init__(self, policy: UnchangedPolicy) -> None:
         self.policy = policy
-        self.reset()
+        self._t_last: float | None = None
+        self._t_run: float | None = None
+        self._key = b""
 
     def step(self, sample: Any, t: float) -> Decision:
         """Decide for `sample` at `t` seconds: an array, text, bytes, or lists and mappings of such.
@@ -58,8 +60,7 @@ class UnchangedGate:
         return Decision(run=True, reason=reason, score=float(changed))
 
     def reset(self) -> None:
-        self._t_last: float | None = None
-        self._t_run: float | None = None
+        self._t_last = self._t_run = None
         self._key = b""
 
 
@@ -67,7 +68,7 @@ def fingerprint(sample: Any) -> bytes:
     """The 32-byte BLAKE2b hash of a sample's type, dtype, shape and content.
 
     Raises:
-        InputError: for values other than arrays, text, bytes, numbers, and lists and mappings of them.
+        InputError: for other values than arrays, text, bytes, numbers, lists and mappings of them.
     """
     digest = hashlib.blake2b(digest_size=32)
     for part in _parts(sample, depth=0):

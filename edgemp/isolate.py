@@ -1,8 +1,9 @@
-"""Running work in a process of its own, under a time and a memory limit, stopped while it is idle."""
+"""Running work in a process of its own, under time and memory limits, stopped while it is idle."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -41,18 +42,24 @@ class WorkerFailure(EdgempError):
 class Worker:
     """One child process that answers requests, one JSON document a line.
 
-    Between requests it is stopped (SIGSTOP), so that the thread pools of idle engines cannot spin on
-    cores that another candidate is being timed on.
+    Between requests it is stopped (SIGSTOP), so that the thread pools of idle engines cannot spin
+    on cores that another candidate is being timed on. `module` is what the child executes; it
+    answers with `serve`, or in the same protocol.
     """
 
-    def __init__(self, limits: Limits, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        environment: Mapping[str, str] | None = None,
+        module: str = "edgemp.compiler.worker",
+    ) -> None:
         self._limits = limits
         self._errors = tempfile.TemporaryFile()
         self._buffer = b""
         self.peak_memory_bytes = 0
-        paths = [str(Path(__file__).parent.parent.parent), *[p or os.getcwd() for p in sys.path]]
+        paths = [str(Path(__file__).parent.parent), *[p or os.getcwd() for p in sys.path]]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgemp.compiler.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -69,7 +76,7 @@ class Worker:
 
         Raises:
             WorkerFailure: if the work raised; the message is the error's own.
-            TrialError: if the process crashed, or went over its time or memory limit (it is killed).
+            TrialError: if the process crashed, or was killed for its use of time or memory.
         """
         self._signal(signal.SIGCONT)
         stdin = self._process.stdin
@@ -117,7 +124,8 @@ class Worker:
         tail = self._errors.read()[-600:].decode(errors="replace").strip().splitlines()[-3:]
         if code < 0:
             with contextlib.suppress(ValueError):
-                return TrialError(f"crashed in {request}: {signal.Signals(-code).name} {' | '.join(tail)}")
+                name = signal.Signals(-code).name
+                return TrialError(f"crashed in {request}: {name} {' | '.join(tail)}")
         return TrialError(f"crashed in {request}: exit code {code} {' | '.join(tail)}")
 
     def _signal(self, number: int) -> None:
@@ -144,6 +152,48 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def serve(job: object) -> None:
+    """The child's side: call the method of `job` that each request names, to the end of input."""
+    _die_with_parent()
+    # What engines print belongs to the log; the protocol keeps the real standard output to itself.
+    with os.fdopen(os.dup(1), "w") as protocol:
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            message = json.loads(line)
+            try:
+                answer = {"value": getattr(job, message.pop("request"))(**message)}
+            except Exception as error:  # whatever the work raises is the parent's to judge
+                answer = {"error": str(error) or type(error).__name__, "kind": type(error).__name__}
+            answer["peak"] = peak_memory_bytes()
+            protocol.write(json.dumps(answer) + "\n")
+            protocol.flush()
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process.
+
+    Not `getrusage` where Linux offers better: its `ru_maxrss` survives fork and exec, so that a
+    child would report at least what its parent uses.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process with its parent; a stopped one could not notice itself."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _resident_bytes(pid: int) -> int:

@@ -1,0 +1,1 @@
+"""`edgemp bench`: latency benchmarks of a bundle, alone or against another one."""

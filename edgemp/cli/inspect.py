@@ -1,0 +1,108 @@
+"""`edgemp inspect`: shows what a bundle holds, without opening any engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    app.command("inspect")(inspect)
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="The .edgemp file.")],
+    key: Annotated[Optional[Path], typer.Option(help="Public key; the bundle must be signed by it.")] = None,
+    placement: Annotated[bool, typer.Option("--placement", help="List every node's unit and precision.")] = False,
+    trials: Annotated[bool, typer.Option("--trials", help="List every candidate that was tried.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Show a bundle: pipeline, modules, what was chosen and why, where nodes run. All hashes are checked."""
+    from dataclasses import asdict
+
+    from edgemp.bundle import read_bundle
+    from edgemp.cli.output import console, print_json, print_table
+
+    opened = read_bundle(bundle, public_key=key)
+    manifest = opened.manifest
+    report = _report(opened)
+    if json:
+        document = manifest.model_dump(mode="json")
+        document["signature"] = opened.signed
+        if placement:
+            document["placement"] = {
+                name: [asdict(node) for node in opened.placement(name).nodes] for name in manifest.modules
+            }
+        if trials:
+            document["trials"] = {name: item["trials"] for name, item in report.items()}
+        print_json(document)
+        return
+    target = manifest.target
+    console().print(
+        f"{bundle}: pipeline {opened.pipeline.name}, state {manifest.state}, {opened.signed}; "
+        f"made {manifest.created} by edgemp {manifest.edgemp_version} for {target.name} "
+        f"({target.arch}, {target.os})",
+        markup=False,
+    )
+    print_table(
+        "modules",
+        ["module", "engine", "precision", "threads", "MB", "min cosine", "vs original", "units", "because"],
+        [
+            [
+                name,
+                f"{m.engine} {m.version}",
+                m.precision,
+                str(m.threads),
+                f"{m.size_bytes / 1e6:.1f}",
+                f"{m.fidelity.get('cosine_min', float('nan')):.5f}",
+                "" if m.ratio_to_original is None else f"{m.ratio_to_original:.2f}x",
+                ", ".join(f"{k}: {n}" for k, n in opened.placement(name).units().items()),
+                m.chosen_because,
+            ]
+            for name, m in manifest.modules.items()
+        ],
+    )
+    if opened.pipeline.functions:
+        print_table(
+            "functions (code does not travel in the bundle)",
+            ["function", "import path", "assets"],
+            [
+                [name, item.function, ", ".join(item.assets)]
+                for name, item in opened.pipeline.functions.items()
+            ],
+        )
+    for name in manifest.modules if placement else ():
+        print_table(
+            f"placement of {name}",
+            ["node", "kind", "unit", "precision", "kernel or reason"],
+            [[n.node, n.op, n.unit, n.precision, n.reason] for n in opened.placement(name).nodes],
+        )
+    for name, item in report.items() if trials else ():
+        print_table(f"trials of {name}", _TRIALS, [_trial_row(trial) for trial in item["trials"]])
+
+
+_TRIALS = ["candidate", "p50 ms", "vs original", "MB", "min cosine", "verdict"]
+
+
+def _trial_row(trial: dict[str, Any]) -> list[str]:
+    latency, fidelity = trial["latency_ms"], trial["fidelity"]
+    ratio = trial["ratio_to_original"]
+    return [
+        trial["candidate"],
+        "" if latency is None else f"{latency['p50']:.2f}",
+        "" if ratio is None else f"{ratio:.2f}x",
+        f"{trial['size_bytes'] / 1e6:.1f}",
+        "" if fidelity is None else f"{fidelity['cosine_min']:.5f}",
+        "holds" if trial["holds"] else f"{trial['stage']}: {trial['reason']}",
+    ]
+
+
+def _report(opened: Any) -> dict[str, Any]:
+    import json
+
+    if opened.manifest.report is None:
+        return {}
+    found: dict[str, Any] = json.loads(opened.read(opened.manifest.report))["modules"]
+    return found

@@ -1,0 +1,92 @@
+"""Replaying a bundle's golden samples on the engine at hand, to find the first module that diverges."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgemp.bundle import Bundle, check_runnable
+from edgemp.errors import EdgempError
+from edgemp.fidelity import measure
+from edgemp.pipeline import FidelityBound
+from edgemp.runtime.loading import open_module
+
+
+@dataclass(frozen=True)
+class ModuleVerdict:
+    """One module on its golden samples against the original network's outputs."""
+
+    name: str
+    samples: int
+    cosine_min: float
+    max_rel_error: float
+    cosine_bound: float
+    holds: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All modules in execution order, and the first one outside its bound (None if all hold)."""
+
+    modules: tuple[ModuleVerdict, ...]
+
+    @property
+    def first_diverging(self) -> str | None:
+        return next((module.name for module in self.modules if not module.holds), None)
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "holds": self.first_diverging is None,
+            "first_diverging": self.first_diverging,
+            "modules": {module.name: asdict(module) for module in self.modules},
+        }
+
+
+def replay(bundle: Bundle, *, allow_fallback: bool = False) -> Verdict:
+    """Run every module on its own golden inputs, in execution order.
+
+    Each module is fed the *original's* inputs, so a module that diverges does not taint the ones after
+    it. Task metrics are not replayed: they may need packages that a device does not have.
+
+    Raises:
+        BundleError, PlacementError: as `edgemp.load`.
+    """
+    check_runnable(bundle)
+    verdicts = []
+    for name in bundle.pipeline.order():
+        if name in bundle.pipeline.modules:
+            verdicts.append(_replay_module(bundle, name, allow_fallback))
+    return Verdict(tuple(verdicts))
+
+
+def _replay_module(bundle: Bundle, name: str, allow_fallback: bool) -> ModuleVerdict:
+    bound = FidelityBound.model_validate(
+        {**bundle.module(name).bound, "metric": None, "metric_min": None}
+    )
+    goldens = bundle.golden(name)
+    session = open_module(bundle, name, allow_fallback=allow_fallback)
+    try:
+        outputs = [
+            {key: value.copy() for key, value in session.run(inputs).items()} for inputs, _ in goldens
+        ]
+    except EdgempError:
+        raise
+    except Exception as error:  # an engine that fails on a golden sample diverges, whatever it raises
+        return ModuleVerdict(
+            name, len(goldens), -1.0, float("inf"), bound.cosine_min, False, f"engine failed: {error}"
+        )
+    finally:
+        session.close()
+    found = measure(
+        [reference for _, reference in goldens], outputs, [i for i, _ in goldens], bound, name
+    )
+    return ModuleVerdict(
+        name,
+        len(goldens),
+        found.cosine_min,
+        found.max_rel_error,
+        bound.cosine_min,
+        found.holds,
+        "; ".join(found.violations),
+    )
