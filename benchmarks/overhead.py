@@ -179,9 +179,8 @@ def measure(case: Case, engine: str, folder: Path, rounds: int, block: int) -> l
     for opened in [*runtimes.values(), *sessions]:
         opened.close()
     raw = {
-        "whole step us": None,
-        "session.run us": median(times["session"]),
-        "bare engine us": median(times["bare"]),
+        "session.run us": round(median(times["session"]), 2),
+        "bare engine us": round(median(times["bare"]), 2),
     }
     where = f"{case.name}, {engine}"
     rows = []
@@ -196,7 +195,7 @@ def measure(case: Case, engine: str, folder: Path, rounds: int, block: int) -> l
                 round(value, 2),
                 f"<= {GOAL_US:g}",
                 value <= GOAL_US,
-                {key: round(v, 2) for key, v in (raw | {"whole step us": median(times[label])}).items()},
+                {"whole step us": round(median(times[label]), 2), **raw},
             )
         )
     return rows

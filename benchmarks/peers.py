@@ -1,4 +1,4 @@
-"""Claim: on every workload, edgemp's choice is as fast as the best engine of equal or better fidelity.
+"""Claim: edgemp's choice is as fast as the best engine of equal or better fidelity.
 
     python benchmarks/peers.py [--quick] [--json FILE] [--workloads a,b] [--engines x,y]
 
@@ -33,12 +33,12 @@ QUICK_ENGINES = (
 
 
 def main() -> int:
-    # Found from the repository, whatever the working directory; this script's own folder goes, since
-    # its neighbours are no modules. The engines' processes inherit the path.
+    # Found from the repository, whatever the working directory; this script's own folder goes,
+    # since its neighbours are no modules. The engines' processes inherit the path.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from rich.console import Console
 
-    from benchmarks.peers.arena import Pace, compete
+    from benchmarks.peers.arena import Pace, Ring, compete
     from benchmarks.peers.engines import ENGINES
     from benchmarks.peers.report import rows, show, summary
     from benchmarks.peers.workloads import WORKLOADS
@@ -60,7 +60,7 @@ def main() -> int:
     made = []
     for name in workloads:
         with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-            entries = compete(name, engines, Path(folder), pace, limits, threads, say)
+            entries = compete(Ring(name, Path(folder), pace, limits, threads), engines, say)
         case = WORKLOADS[name].title
         noted = case + (" (random weights)" if WORKLOADS[name].random_weights else "")
         show(f"{noted}, {threads} threads", entries, console)
@@ -105,7 +105,7 @@ def _arguments(workloads: list[str], engines: list[str]) -> argparse.Namespace:
 
         return parse
 
-    parser.add_argument("--quick", action="store_true", help="one workload, fewer engines and rounds")
+    parser.add_argument("--quick", action="store_true", help="one workload, fewer engines")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--workloads", type=some_of(workloads), help="comma-separated names")
     parser.add_argument("--engines", type=some_of(engines), help="comma-separated names")

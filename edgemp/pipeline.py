@@ -25,7 +25,7 @@ class Signal(_Description):
 
     `dtype` and `shape` (None: any extent) are checked on every step where given. A video signal is a
     uint8 [height, width, 3] BGR frame unless said otherwise. An `optional` signal may be absent from a
-    step; modules that read it then keep their last answer.
+    step; modules that read it then keep their last answer (a gated one for its `max_staleness_ms`).
     """
 
     modality: Modality = "tensor"
@@ -140,6 +140,11 @@ class Function(_Description):
     keyword per input and returns a mapping of `outputs`. `options` (plain values) and `assets` (files,
     `package:resource` or `module:factory`; stored in the bundle, passed as bytes) go to the class's
     constructor, or to every call of a plain function.
+
+    Inputs are valid during the call only (engines and the capture reuse their buffers) and must not
+    be modified; copy what is to be kept. Outputs are arrays, plain values, and lists, tuples and
+    dicts of these; views of the inputs are copied out. Objects of other classes are passed on as
+    they are, so they should be immutable and hold no views.
     """
 
     function: str

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/peers.py`: workloads, what every engine is given, engines, the race, the report."""
+"""The parts of `benchmarks/peers.py`: workloads, their material, engines, the race, the report."""

@@ -1,4 +1,4 @@
-"""One workload, all engines: converted, opened side by side, checked, and timed in shuffled rounds."""
+"""One workload, all engines: converted, opened side by side, checked, timed in shuffled rounds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from edgemp.isolate import Limits, Worker, WorkerFailure
 
 CHILD = "benchmarks.peers.child"
 GIVE_UP_AFTER, GIVE_UP_RATIO = 3, 2.5
-"""An engine this many times slower than edgemp after this many rounds leaves: its place is clear."""
+"""An engine this many times slower than edgemp after this many rounds leaves the race."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Rounds, seconds per engine in each, at least this many runs; samples to calibrate and to check."""
+    """Rounds, seconds and least runs per engine in each; samples to calibrate and to check with."""
 
     rounds: int
     seconds: float
@@ -57,50 +57,64 @@ class Entry:
 Say = Callable[[str], None]
 
 
-def compete(
-    workload: str,
-    engines: Iterable[str],
-    folder: Path,
-    pace: Pace,
-    limits: Limits,
-    threads: int,
-    say: Say,
-) -> list[Entry]:
+@dataclass(frozen=True)
+class Ring:
+    """Where one workload is fought out: a folder to work in, and what every process may use."""
+
+    workload: str
+    folder: Path
+    pace: Pace
+    limits: Limits
+    threads: int
+
+    @property
+    def given(self) -> dict[str, str]:
+        return {"workload": self.workload, "folder": str(self.folder)}
+
+    def worker(self) -> Worker:
+        return Worker(self.limits, module=CHILD)
+
+    def into(self, engine: str) -> Path:
+        """The folder that holds what a device would be sent for `engine`."""
+        return self.folder / "engines" / engine
+
+
+def compete(ring: Ring, engines: Iterable[str], say: Say) -> list[Entry]:
     """Run one workload; every engine asked for is in the answer, with figures or a reason.
 
     Raises:
         EdgempError: if the material itself cannot be made.
     """
-    given = {"workload": workload, "folder": str(folder)}
-    with Worker(limits, module=CHILD) as worker:
+    pace = ring.pace
+    with ring.worker() as worker:
         facts = worker.ask(
-            "make", **given, calibration=pace.calibration, held_out=pace.held_out
+            "make", **ring.given, calibration=pace.calibration, held_out=pace.held_out
         )
-    say(f"{workload}: {facts['calibration']} calibration and {facts['held_out']} held-out samples")
-    entries = {name: _convert(name, given, folder, limits, say) for name in engines}
+    say(f"{ring.workload}: {facts['calibration']} to calibrate, {facts['held_out']} held out")
+    entries = {name: _convert(ring, name, say) for name in engines}
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name, entry in entries.items():
             if entry.failed:
                 continue
-            worker = stack.enter_context(Worker(limits, module=CHILD))
-            entries[name] = _open(entry, worker, given, folder, threads)
+            worker = stack.enter_context(ring.worker())
+            entries[name] = _open(ring, entry, worker)
             workers[name] = worker
             say(_line(entries[name]))
         _time(entries, workers, pace)
     return list(entries.values())
 
 
-def _convert(name: str, given: Mapping[str, str], folder: Path, limits: Limits, say: Say) -> Entry:
+def _convert(ring: Ring, name: str, say: Say) -> Entry:
     for package in ENGINES[name].packages:
         try:
             version(package)
         except PackageNotFoundError:
             return Entry(name, failed=f"{package} is not installed")
-    into = folder / "engines" / name
+    into = ring.into(name)
     try:
-        with Worker(limits, module=CHILD) as worker:
-            notes = worker.ask("convert", engine=name, **given, into=str(into))
+        with ring.worker() as worker:
+            notes = worker.ask("convert", engine=name, **ring.given, into=str(into))
     except EdgempError as error:
         entry = Entry(name, failed=f"convert: {reason(error)}")
         say(_line(entry))
@@ -111,20 +125,22 @@ def _convert(name: str, given: Mapping[str, str], folder: Path, limits: Limits, 
     return Entry(name, size_bytes=size, convert_s=seconds, notes=notes)
 
 
-def _open(entry: Entry, worker: Worker, given: Mapping[str, str], folder: Path, threads: int) -> Entry:
-    into = str(folder / "engines" / entry.engine)
+def _open(ring: Ring, entry: Entry, worker: Worker) -> Entry:
+    into = str(ring.into(entry.engine))
     try:
-        first = worker.ask("open", engine=entry.engine, **given, into=into, threads=threads)
+        first = worker.ask(
+            "open", engine=entry.engine, **ring.given, into=into, threads=ring.threads
+        )
         # Before the check, whose reference outputs and copies are no part of the engine.
         peak = worker.peak_memory_bytes
-        found = worker.ask("check", **given)
+        found = worker.ask("check", **ring.given)
     except EdgempError as error:
         return replace(entry, failed=f"run: {reason(error)}")
     return replace(entry, first_s=first, peak_bytes=peak, **found)
 
 
 def _time(entries: dict[str, Entry], workers: Mapping[str, Worker], pace: Pace) -> None:
-    """Shuffled rounds; idle processes are stopped, so that nothing spins beside the one that runs."""
+    """Shuffled rounds; idle processes are stopped, so that nothing spins beside the one timed."""
     order = [name for name, entry in entries.items() if not entry.failed]
     shuffle = random.Random(0)
     for played in range(pace.rounds):

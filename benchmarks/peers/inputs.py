@@ -26,7 +26,7 @@ START_OF_TEXT, END_OF_TEXT, TEXT_LENGTH = 49406, 49407, 77
 
 
 def frames(count: int, seed: int) -> list[Array]:
-    """`count` frames, uint8 [720, 960, 3] BGR, spread over the scene of a seed, each with a caption."""
+    """`count` frames with captions, uint8 [720, 960, 3] BGR, spread over the scene of a seed."""
     from examples.ar_subtitle.scene import scene
 
     filmed = scene(seed=seed)
@@ -35,15 +35,18 @@ def frames(count: int, seed: int) -> list[Array]:
     return [frame for _, _, frame in filmed.frames(chosen)]
 
 
-def planes(frame: Array, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """`(pixel / 255 - mean) / std`, float32 [1, 3, height, width], in the order of the frame's channels."""
-    pixels = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    scaled = (pixels - np.array(mean, np.float32)) / np.array(std, np.float32)
+def planes(
+    frame: Array, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Array:
+    """`(pixel / 255 - mean) / std`, float32 [1, 3, height, width], in the frame's order."""
+    height, width = size
+    pixels = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    scaled = (pixels / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], dtype=np.float32)
 
 
 def detector(count: int, seed: int) -> list[Feed]:
-    return [{"x": planes(f, 480, 640, OCR_MEAN, OCR_STD)} for f in frames(count, seed)]
+    return [{"x": planes(f, (480, 640), OCR_MEAN, OCR_STD)} for f in frames(count, seed)]
 
 
 def recogniser(count: int, seed: int) -> list[Feed]:
@@ -53,12 +56,13 @@ def recogniser(count: int, seed: int) -> list[Feed]:
     from examples.ar_subtitle import models
     from examples.ar_subtitle.functions import decode_boxes
 
-    detect = onnxruntime.InferenceSession(str(models.detector()), providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    detect = onnxruntime.InferenceSession(str(models.detector()), providers=providers)
     feeds: list[Feed] = []
     for frame in frames(count, seed):
-        heat = detect.run(None, {"x": planes(frame, 480, 640, OCR_MEAN, OCR_STD)})[0]
+        heat = detect.run(None, {"x": planes(frame, (480, 640), OCR_MEAN, OCR_STD)})[0]
         crops = decode_boxes(probability=heat, frame=frame)["crops"]
-        feeds += [{"x": planes(crop, 48, 320, OCR_MEAN, OCR_STD)} for crop in crops]
+        feeds += [{"x": planes(crop, (48, 320), OCR_MEAN, OCR_STD)} for crop in crops]
     return [feeds[k * len(feeds) // count] for k in range(min(count, len(feeds)))]
 
 
@@ -73,12 +77,10 @@ def sentences(count: int, seed: int) -> list[str]:
     long = [text for name in _STANDARD for text in _paragraphs(import_module(name))]
     short = [english for english, _ in parse_phrasebook(phrasebook())]
     random = Random(seed)
-    return [
-        random.choice((long, short)[k % 2][seed % 2 :: 2]) for k in range(count)
-    ]
+    return [random.choice((long, short)[k % 2][seed % 2 :: 2]) for k in range(count)]
 
 
-_STANDARD = ("argparse", "asyncio", "collections", "datetime", "decimal", "email", "http", "logging")
+_STANDARD = ("argparse", "asyncio", "collections", "datetime", "decimal", "email", "logging")
 
 
 def _paragraphs(module: Any) -> list[str]:
@@ -107,11 +109,11 @@ def minilm(count: int, seed: int) -> list[Feed]:
 
 
 def clip_vision(count: int, seed: int) -> list[Feed]:
-    return [{"pixels": planes(f, 224, 224, CLIP_MEAN, CLIP_STD)} for f in frames(count, seed)]
+    return [{"pixels": planes(f, (224, 224), CLIP_MEAN, CLIP_STD)} for f in frames(count, seed)]
 
 
 def clip_text(count: int, seed: int) -> list[Feed]:
-    """MiniLM's word pieces in CLIP's framing: right in length and spread, meaningless to random weights."""
+    """MiniLM's word pieces in CLIP's framing: what they mean is nothing to random weights."""
     feeds: list[Feed] = []
     for feed in minilm(count, seed):
         words = feed["input_ids"][0][feed["attention_mask"][0] == 1][1:-1][: TEXT_LENGTH - 2]
@@ -122,7 +124,7 @@ def clip_text(count: int, seed: int) -> list[Feed]:
 
 
 def vit_small(count: int, seed: int) -> list[Feed]:
-    return [{"pixels": planes(f, 512, 512, OCR_MEAN, OCR_STD)} for f in frames(count, seed)]
+    return [{"pixels": planes(f, (512, 512), OCR_MEAN, OCR_STD)} for f in frames(count, seed)]
 
 
 Source = Callable[[int, int], list[Feed]]

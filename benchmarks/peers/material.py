@@ -25,7 +25,7 @@ OPSET = 18
 CALIBRATION_SEED, HELD_OUT_SEED = 0, 1
 
 
-class NotOffered(RuntimeError):
+class NotOfferedError(RuntimeError):
     """An engine has no way to do this; the message says why."""
 
 
@@ -57,12 +57,14 @@ class Material:
         """The torch module in eval mode; for ONNX workloads, pnnx's translation of the graph.
 
         Raises:
-            NotOffered: if that translation could not be made.
+            NotOfferedError: if that translation could not be made.
         """
         if not self.workload.onnx:
             return import_callable(self.workload.factory, self.workload.name)().eval()
         if not (self.folder / "model_pnnx.py").is_file():
-            raise NotOffered("no torch form: the network is ONNX, and pnnx did not translate it")
+            raise NotOfferedError(
+                "no torch form: the network is ONNX, and pnnx did not translate it"
+            )
         sys.path.insert(0, str(self.folder))
         with _inside(self.folder), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -130,8 +132,9 @@ def _fix(source: Path, material: Material) -> None:
 
 
 def _translate(material: Material) -> None:
-    """pnnx writes a torch module (and ncnn's files) beside the model; without pnnx there are none."""
-    tool = shutil.which("pnnx", path=os.pathsep.join((str(Path(sys.executable).parent), os.defpath)))
+    """pnnx writes a torch module and ncnn's files beside the model; without pnnx there are none."""
+    beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    tool = shutil.which("pnnx", path=beside)
     if tool is None:
         return
     shapes = ",".join(

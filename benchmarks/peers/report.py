@@ -1,4 +1,4 @@
-"""From entries to rows and tables: ratios in pairs of rounds, and the best rival that is as faithful."""
+"""From entries to rows and tables: ratios of paired rounds, the best rival that is as faithful."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.peers.arena import Entry
 from benchmarks.peers.engines import ENGINES, OURS
 
 AS_FAITHFUL = 1e-4
-"""A rival counts as at least as faithful when its min cosine is no more than this below edgemp's."""
+"""A rival is as faithful when its min cosine is no more than this below edgemp's."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """`goal` and `holds` are None where a figure has no goal; what could not be measured is None."""
+    """`goal` and `holds` are None where a figure has no goal; what was not measured is None."""
 
     case: str
     metric: str
@@ -109,7 +109,9 @@ def _ours(case: str, ours: Entry, rivals: Sequence[Entry]) -> list[Row]:
             bound is None or ours.cosine_min >= bound,
             others("cosine_min"),
         ),
-        Row(case, "max_rel_error", _finite(ours.max_rel_error), None, None, others("max_rel_error")),
+        Row(
+            case, "max_rel_error", _finite(ours.max_rel_error), None, None, others("max_rel_error")
+        ),
         Row(case, "size_bytes", ours.size_bytes, None, None, others("size_bytes")),
         Row(case, "peak_bytes", ours.peak_bytes, None, None, others("peak_bytes")),
         Row(case, "convert_s", _finite(ours.convert_s), None, None, others("convert_s")),
@@ -131,7 +133,7 @@ def _finite(value: float) -> float | None:
 
 
 def show(title: str, entries: Sequence[Entry], console: Any) -> None:
-    """A table of one workload, fastest first; ratios are engine / edgemp, so below 1 beats edgemp."""
+    """A table of one workload, fastest first; a ratio (engine / edgemp) below 1 beats edgemp."""
     from rich.table import Table
 
     table = Table(title=title)

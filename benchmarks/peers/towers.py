@@ -1,4 +1,4 @@
-"""Three transformer encoders of well-known shapes with seeded random weights: CLIP's two, and a ViT-S/16.
+"""Three transformer encoders with seeded random weights: CLIP's two, and a ViT-S/16.
 
 Random weights time like trained ones. Their fidelity says nothing about a trained network's.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 END_OF_TEXT = 49407
 """CLIP's last token; its state is the sentence's."""
@@ -39,18 +39,17 @@ class Block(nn.Module):
         q = self.query(inside).view(heads).transpose(1, 2)
         k = self.key(inside).view(heads).transpose(1, 2)
         v = self.value(inside).view(heads).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.shrink(self.activation(self.expand(self.norm_2(x))))
 
 
 class ImageTower(nn.Module):
-    """Patches, then layers. `pooled` by the class token (CLIP) or by the mean."""
+    """Patches, 12 layers, pooled: by a class token and projected as in CLIP, or by the mean."""
 
-    def __init__(
-        self, side: int, patch: int, width: int, heads: int, out: int | None, class_token: bool
-    ) -> None:
+    def __init__(self, side: int, patch: int, width: int, out: int | None = None) -> None:
         super().__init__()
+        class_token, heads = out is not None, width // 64
         activation = QuickGelu() if class_token else nn.GELU()
         self.patches = nn.Conv2d(3, width, patch, stride=patch, bias=not class_token)
         self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if class_token else None
@@ -93,7 +92,7 @@ class TextTower(nn.Module):
 def clip_vision() -> nn.Module:
     """ViT-B/32 at 224 x 224 as in CLIP (openai/CLIP, ViT-B-32): width 768, 12 heads, 512 out."""
     torch.manual_seed(0)
-    return ImageTower(224, 32, 768, 12, 512, class_token=True).eval()
+    return ImageTower(224, 32, 768, 512).eval()
 
 
 def clip_text() -> nn.Module:
@@ -105,4 +104,4 @@ def clip_text() -> nn.Module:
 def vit_small() -> nn.Module:
     """ViT-S/16 at 512 x 512: 1,024 tokens, width 384, 6 heads, mean-pooled."""
     torch.manual_seed(2)
-    return ImageTower(512, 16, 384, 6, None, class_token=False).eval()
+    return ImageTower(512, 16, 384).eval()

@@ -11,9 +11,9 @@ from benchmarks.peers import inputs
 class Workload:
     """One network at one input size.
 
-    `factory` (`module:function`) returns a path (an ONNX file) or a torch module. `feeds(count, seed)`
-    makes inputs; different seeds share none. `transformer` selects the rivals' transformer presets.
-    `random_weights` says that fidelity there means little.
+    `factory` (`module:function`) returns a path (an ONNX file) or a torch module. `feeds(count,
+    seed)` makes inputs; different seeds share none. `transformer` selects the rivals' transformer
+    presets. `random_weights` says that fidelity there means little.
     """
 
     name: str

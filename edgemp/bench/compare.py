@@ -12,6 +12,7 @@ from typing import Any
 from edgemp.bench.cold_start import WORKER
 from edgemp.bench.source import SourceSpec
 from edgemp.bench.stats import Interval, Percentiles, bootstrap_median, percentiles
+from edgemp.bundle import read_bundle
 from edgemp.errors import SamplesError
 from edgemp.isolate import Limits, Worker
 
@@ -84,16 +85,16 @@ def compare(
     limits: Limits | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Run A B A B ..., a block of steps at a time; the process of the one is stopped meanwhile.
+    """Run A B A B ..., a block of steps at a time; whichever waits has its process stopped.
 
     Both take the same steps of `source`; without one, each its own golden steps. Each block has
-    `block` steps (by default what takes the slower one about 0.1 s, at least 20) after three that do
-    not count.
-    Where a gate skips most steps, the end-to-end median is the time of a skip; compare the modules,
-    or with `gated=False`.
+    `block` steps (by default what takes the slower one about 0.1 s, at least 20) after three that
+    do not count. Where a gate skips most steps, the end-to-end median is the time of a skip; look
+    at the modules, or compare with `gated=False`.
 
     Raises:
         SamplesError: if the source does not fit a pipeline.
+        BundleError: as `edgemp.load`.
         WorkerFailure, TrialError: if loading or a step fails in a bundle's process.
     """
     if min(rounds, warmup, block or 1) < 1:
@@ -101,6 +102,9 @@ def compare(
     tell = progress or (lambda _: None)
     spec = source or SourceSpec()
     found: tuple[list[dict[str, Any]], ...] = ([], [])
+    for path in (a, b):
+        # What is wrong with a bundle or the source is then raised here, as what it is.
+        spec.open(read_bundle(Path(path)))
     with ExitStack() as stack:
         workers: list[Worker] = []
         paces: list[float] = []

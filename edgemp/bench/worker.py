@@ -57,9 +57,9 @@ class _Job:
     def block(self, steps: int, lead: int = 0) -> dict[str, Any]:
         """Take the next steps, from the source's beginning again at its end.
 
-        `lead` steps before them do not count: caches are cold after the process was stopped. Returns
-        end-to-end milliseconds of every step, and per module those of the steps in which it
-        ran, gate included.
+        `lead` steps before them do not count: caches are cold after the process was stopped.
+        Returns end-to-end milliseconds of every step, and per module those of the steps in which
+        it ran, gate included.
         """
         from edgemp.bench.steps import run_steps
 

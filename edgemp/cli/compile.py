@@ -93,11 +93,12 @@ def summarise(compiled: Compiled) -> None:
                 f"{trial.size_bytes / 1e6:.1f}",
                 f"{trial.fidelity.cosine_min:.5f}",
                 metric,
-                choice.because,
             ]
         )
-    columns = ["module", "chosen", "p50 / p99 ms", "vs original", "MB", "min cosine", "metric", "because"]
+    columns = ["module", "chosen", "p50 / p99 ms", "vs original", "MB", "min cosine", "metric"]
     print_table(str(compiled.bundle), columns, rows)
+    for name, choice in compiled.choices.items():
+        console().print(f"{name}: {choice.because}", markup=False)
     lines = [f"{total / 1e6:.1f} MB in all artifacts"]
     if compiled.pipeline_metric is not None:
         lines.append(f"pipeline metric {compiled.pipeline_metric:.4f} on held-out steps")

@@ -48,7 +48,7 @@ def inspect(
     )
     print_table(
         "modules",
-        ["module", "engine", "precision", "threads", "MB", "min cosine", "vs original", "units", "because"],
+        ["module", "engine", "precision", "threads", "MB", "min cosine", "vs original"],
         [
             [
                 name,
@@ -58,12 +58,13 @@ def inspect(
                 f"{m.size_bytes / 1e6:.1f}",
                 f"{m.fidelity.get('cosine_min', float('nan')):.5f}",
                 "" if m.ratio_to_original is None else f"{m.ratio_to_original:.2f}x",
-                ", ".join(f"{k}: {n}" for k, n in opened.placement(name).units().items()),
-                m.chosen_because,
             ]
             for name, m in manifest.modules.items()
         ],
     )
+    for name, m in manifest.modules.items():
+        units = ", ".join(f"{n} on {unit}" for unit, n in opened.placement(name).units().items())
+        console().print(f"{name}: {m.chosen_because}; nodes: {units}", markup=False)
     if opened.pipeline.functions:
         print_table(
             "functions (code does not travel in the bundle)",

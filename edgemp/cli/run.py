@@ -18,7 +18,9 @@ def run(
     samples: Annotated[
         Optional[Path], typer.Option(help=".npz: one array per signal, first axis = steps.")
     ] = None,
-    fps: Annotated[float, typer.Option(min=0.001, help="Steps per second for samples.")] = 25.0,
+    fps: Annotated[
+        Optional[float], typer.Option(min=0.001, help="Steps per second, instead of the source's own.")
+    ] = None,
     steps: Annotated[Optional[int], typer.Option(min=1, help="Stop after this many steps.")] = None,
     render: Annotated[
         Optional[str], typer.Option(help="module:function (frame, result) -> frame, for --output.")
@@ -31,20 +33,24 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Execute a bundle step by step, gates included, and show what every result is and where it comes from."""
-    from edgemp.bench.source import open_source
+    from itertools import islice
+
+    from edgemp.bench.source import SourceSpec
     from edgemp.bundle import read_bundle
     from edgemp.cli.output import console, print_json
     from edgemp.cli.render import Writer
     from edgemp.runtime.loading import runtime_of
 
     opened = read_bundle(bundle, public_key=key)
-    source = open_source(opened, video=video, samples=samples, fps=fps, limit=steps)
+    source = SourceSpec(video=video, samples=samples, fps=fps).open(opened)
+    if steps is None and source.endless:
+        steps = len(opened.manifest.steps) or 1
     rows = []
     with (
         runtime_of(opened, allow_fallback=allow_fallback) as runtime,
-        Writer(output, render, fps) as writer,
+        Writer(output, render, source.fps) as writer,
     ):
-        for signals, t in source:
+        for signals, t in islice(source, steps):
             result = runtime.step(signals, t=t)
             writer.add(signals, result)
             row = {

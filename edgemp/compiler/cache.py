@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import Any
 from edgemp.errors import CacheError
 
 DONE = "done.json"
+PARTIAL = ".partial-"
+_ENTRY = re.compile(rf"[0-9a-f]{{64}}|{re.escape(PARTIAL)}.+")
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class StageCache:
             self.use[stage] = StageUse(use.reused + 1, use.computed)
             return folder, found
         with self._temporary(stage) as temporary:
-            record = dict(build(temporary))
             try:
+                record = dict(build(temporary))
                 (temporary / DONE).write_text(json.dumps({"inputs": inputs, "record": record}))
                 self._publish(temporary, folder)
             except OSError as error:
@@ -78,7 +81,7 @@ class StageCache:
     def _temporary(self, stage: str) -> Iterator[Path]:
         try:
             (self.root / stage).mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.root / stage))
+            temporary = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.root / stage))
         except OSError as error:
             raise CacheError(
                 f"cannot write the stage cache in {self.root}: {error}; "
@@ -92,19 +95,26 @@ class StageCache:
     def info(self) -> dict[str, dict[str, int]]:
         """Entries and bytes per kind of stage."""
         found: dict[str, dict[str, int]] = {}
-        for stage in sorted(self.root.glob("*")):
-            if stage.is_dir():
-                entries = [e for e in stage.iterdir() if not e.name.startswith(".partial-")]
-                size = sum(f.stat().st_size for f in stage.rglob("*") if f.is_file())
-                found[stage.name] = {"entries": len(entries), "bytes": size}
+        for folder in self._entries():
+            item = found.setdefault(folder.parent.name, {"entries": 0, "bytes": 0})
+            item["entries"] += not folder.name.startswith(PARTIAL)
+            item["bytes"] += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         return found
 
     def clear(self) -> int:
-        """Remove everything; returns the bytes freed."""
+        """Remove every stage, and nothing else that lies there; returns the bytes freed."""
         freed = sum(item["bytes"] for item in self.info().values())
-        for stage in self.info():
-            shutil.rmtree(self.root / stage, ignore_errors=True)
+        for folder in self._entries():
+            shutil.rmtree(folder, ignore_errors=True)
         return freed
+
+    def _entries(self) -> list[Path]:
+        """Stages, finished or not, told from a user's own files by the form of their names."""
+        return sorted(
+            folder
+            for folder in self.root.glob("*/*")
+            if _ENTRY.fullmatch(folder.name) and folder.is_dir()
+        )
 
 
 def default_root() -> Path:
@@ -122,6 +132,6 @@ def digest(value: Any) -> str:
 def _read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads((folder / DONE).read_text())["record"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return record

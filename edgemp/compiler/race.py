@@ -45,6 +45,8 @@ def race(workshop: Workshop, network: Network, trials: Sequence[Trial]) -> list[
     """
     runners = [trial for trial in trials if trial.status == "ok"]
     others = [trial for trial in trials if trial.status != "ok"]
+    if not runners:
+        return others
     heats = _run(workshop, network, runners, HEATS)
     timed = [trial for trial in heats if trial.timing is not None]
     others += [trial for trial in heats if trial.timing is None]

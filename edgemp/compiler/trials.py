@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from edgemp.backends import load_backend
 from edgemp.compiler.artifacts import load_artifact
 from edgemp.compiler.cache import StageCache, digest
 from edgemp.compiler.candidates import Candidate
-from edgemp.errors import TrialError
+from edgemp.errors import CacheError, TrialError
 from edgemp.fidelity import Fidelity, measure
 from edgemp.isolate import Limits, Worker, WorkerFailure
 from edgemp.machine import this_machine
@@ -160,7 +162,7 @@ def _build(
                     folder=str(folder),
                 )
             except WorkerFailure as failure:
-                return {"failed": f"{failure.kind}: {failure}", "stage": "prepare"}
+                return {"failed": _lasting(failure), "stage": "prepare"}
         return {"transforms": list(Network.load(folder / "network").transforms)}
 
     prepared, facts = workshop.cache.stage("prepare", {**common, "needs": needs}, prepare)
@@ -179,7 +181,7 @@ def _build(
                     folder=str(folder),
                 )
             except WorkerFailure as failure:
-                return {"failed": f"{failure.kind}: {failure}", "stage": "compile"}
+                return {"failed": _lasting(failure), "stage": "compile"}
         return {
             "size_bytes": load_artifact(folder).size_bytes,
             "transforms": facts["transforms"],
@@ -207,7 +209,7 @@ def _check(
                 )
                 worker.ask("outputs", path=str(folder / "outputs.npz"))
             except WorkerFailure as failure:
-                return {"failed": f"{failure.kind}: {failure}"}
+                return {"failed": _lasting(failure)}
             return {"first_result_ms": first, "peak_memory_bytes": worker.peak_memory_bytes}
 
     key = {
@@ -217,6 +219,20 @@ def _check(
         "machine": this_machine().fingerprint,
     }
     return workshop.cache.stage("check", key, run)
+
+
+def _lasting(failure: WorkerFailure) -> str:
+    """The reason to record, unless it lies in the moment: a full disk or memory must not be cached.
+
+    Raises:
+        CacheError: if the disk is full.
+        TrialError: if the memory was.
+    """
+    if os.strerror(errno.ENOSPC) in str(failure):
+        raise CacheError(f"cannot write the stage cache: {failure}")
+    if failure.kind == "MemoryError":
+        raise TrialError(f"out of memory: {failure}")
+    return f"{failure.kind}: {failure}"
 
 
 def with_threads(trials: Iterable[Trial], threads: int) -> list[Trial]:

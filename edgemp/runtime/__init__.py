@@ -1,1 +1,4 @@
-"""The on-device runtime: opens a verified bundle and executes it step by step. Imports no compile-side package."""
+"""The on-device runtime: opens a verified bundle and executes it step by step.
+
+It imports no compile-side package.
+"""

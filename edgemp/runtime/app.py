@@ -1,11 +1,12 @@
-"""`edgemp.load` and the `Runtime` it returns: the part of edgemp that lives inside an application."""
+"""`edgemp.load` and the `Runtime` it returns: the part of edgemp inside an application."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemp.errors import ClosedError, ConcurrentUseError, InputError, TimestampError
-from edgemp.pipeline import Pipeline, Signal
+from edgemp.pipeline import Pipeline
+from edgemp.runtime.inputs import signal_checks
 from edgemp.runtime.nodes import Node, wire
+from edgemp.runtime.ownership import own
 from edgemp.runtime.result import Output, Result
 from edgemp.runtime.scheduler import Scheduler
 from edgemp.tensor import TensorSpec
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """A loaded pipeline. Use it from one thread at a time, and close it (or use it as a context manager)."""
+    """A loaded pipeline.
+
+    Use it from one thread at a time, and close it (or use it as a context manager).
+    """
 
     def __init__(
         self,
@@ -34,12 +40,14 @@ class Runtime:
         nodes: list[Node],
         outputs: Mapping[str, list[str]],
         sessions: Mapping[str, Session],
+        inputs: Mapping[str, Sequence[TensorSpec]],
     ) -> None:
+        """`outputs` and `inputs` are what nodes give by name, and what modules' networks take."""
         self.pipeline = pipeline
         self.steps = 0
         self._scheduler = Scheduler(pipeline, nodes)
         self._sessions = dict(sessions)
-        self._checks = {name: _Check(name, signal) for name, signal in pipeline.signals.items()}
+        self._checks = signal_checks(pipeline, inputs)
         self._required = [name for name, s in pipeline.signals.items() if not s.optional]
         self._results = {
             name: wire(pipeline, outputs, name, text, "results")
@@ -54,10 +62,10 @@ class Runtime:
         """How often each node raised, retries included."""
         return Counter(self._scheduler.faults)
 
-    def step(
-        self, signals: Mapping[str, Any] | None = None, /, *, t: float, **more: Any
-    ) -> Result:
-        """Execute one step on the signals captured at `t` seconds (monotonic, the capture's own clock).
+    def step(self, signals: Mapping[str, Any] | None = None, /, *, t: float, **more: Any) -> Result:
+        """Execute one step on the signals captured at `t` seconds (the capture's monotonic clock).
+
+        The caller may overwrite its arrays once this returns, and keep or modify the results'.
 
         Raises:
             InputError: for an unknown, absent, None or malformed signal; the state is unchanged.
@@ -65,49 +73,65 @@ class Runtime:
             ConcurrentUseError: if another thread is inside the runtime.
             ClosedError: after `close`.
         """
+        return self.step_merged(_joined(signals, more), t, {})
+
+    def step_merged(
+        self, signals: Mapping[str, Any], t: float, captured: Mapping[str, float]
+    ) -> Result:
+        """Like `step`, for signals some of which were `captured` before `t`, by name in seconds."""
         if not self._busy.acquire(blocking=False):
             raise ConcurrentUseError(
                 "this runtime is in use by another thread; load one per thread, or use stream()"
             )
         try:
-            return self._step({**(signals or {}), **more}, t)
+            return self._step(signals, t, captured)
         finally:
             self._busy.release()
 
-    def _step(self, signals: dict[str, Any], t: float) -> Result:
+    def _step(self, signals: Mapping[str, Any], t: float, captured: Mapping[str, float]) -> Result:
         started = perf_counter()
-        if self._closed:
-            raise ClosedError("this runtime is closed")
-        self._check(signals, t)
-        self._last_t = float(t)
-        states, trace = self._scheduler.step(signals, t)
+        self._check_open()
+        t = self._checked_time(t)
+        self._check_signals(signals)
+        self._last_t = t
+        states, trace = self._scheduler.step(signals, t, captured)
         outputs = {}
         for name, source in self._results.items():
-            if source.source in self._checks:
-                given = signals.get(source.source)
+            node = source.source
+            if node in self._checks:
                 outputs[name] = (
-                    Output(given, "fresh", 0.0, "signal")
-                    if given is not None
-                    else Output(None, "missing", 0.0, "no new signal")
+                    Output(own(signals[node]), "fresh", (t - captured.get(node, t)) * 1e3, "signal")
+                    if node in signals
+                    else Output(None, "missing", 0.0, f"no new {node}")
                 )
                 continue
-            state = states[source.source]
-            value = self._scheduler.value(source.source, source.output, state)
-            if isinstance(value, np.ndarray):
-                value = value.copy()  # engines and later steps overwrite their buffers
-            age = 0.0 if value is None else self._scheduler.age_ms(source.source, t)
+            state = states[node]
+            age = 0.0 if state.source == "missing" else self._scheduler.age_ms(node, t)
+            value = own(self._scheduler.value(node, source.output, state))
             outputs[name] = Output(value, state.source, age, state.reason)
         self.steps += 1
-        return Result(float(t), outputs, trace, (perf_counter() - started) * 1e3)
+        return Result(t, outputs, trace, (perf_counter() - started) * 1e3)
 
-    def _check(self, signals: Mapping[str, Any], t: float) -> None:
-        if not isinstance(t, (int, float, np.floating)) or not math.isfinite(t):
-            raise TimestampError(f"t must be finite seconds, got {t!r}")
-        if t < self._last_t:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this runtime is closed; load the bundle again")
+
+    def _checked_time(self, t: object) -> float:
+        numeric = isinstance(t, (int, float, np.integer, np.floating)) and not isinstance(t, bool)
+        try:
+            seconds = float(t) if numeric else math.nan  # type: ignore[arg-type]
+        except OverflowError:
+            seconds = math.inf
+        if not math.isfinite(seconds):
+            raise TimestampError(f"t must be finite seconds, got {t!r:.80}")
+        if seconds < self._last_t:
             raise TimestampError(
-                f"t went backwards, from {self._last_t:.6f} to {float(t):.6f} s; pass the capture's "
-                "monotonic time stamps, or call reset() when a new recording starts"
+                f"t went backwards, from {self._last_t:.6f} to {seconds:.6f} s; pass the "
+                "capture's monotonic time stamps, or call reset() when a new recording starts"
             )
+        return seconds
+
+    def _check_signals(self, signals: Mapping[str, Any]) -> None:
         for name, value in signals.items():
             check = self._checks.get(name)
             if check is None:
@@ -133,8 +157,11 @@ class Runtime:
     def reset(self) -> None:
         """Forget all answers, gate states and the last time stamp, as before a new recording."""
         if not self._busy.acquire(blocking=False):
-            raise ConcurrentUseError("this runtime is in use by another thread")
+            raise ConcurrentUseError(
+                "this runtime is in use by another thread; end that step first"
+            )
         try:
+            self._check_open()
             self._scheduler.reset()
             self._last_t = -math.inf
         finally:
@@ -143,12 +170,15 @@ class Runtime:
     def close(self) -> None:
         """Release all engines; a second call does nothing."""
         if not self._busy.acquire(blocking=False):
-            raise ConcurrentUseError("this runtime is in use by another thread; end that step first")
+            raise ConcurrentUseError(
+                "this runtime is in use by another thread; end that step first"
+            )
         try:
             if not self._closed:
                 self._closed = True
-                for session in self._sessions.values():
-                    session.close()
+                with ExitStack() as engines:  # closes the others even if one refuses
+                    for session in self._sessions.values():
+                        engines.callback(session.close)
         finally:
             self._busy.release()
 
@@ -164,29 +194,17 @@ class Runtime:
         self.close()
 
 
-class _Check:
-    """Checks one signal's value on every step against its declaration."""
-
-    def __init__(self, name: str, signal: Signal) -> None:
-        self._name = name
-        self._spec = (
-            TensorSpec(name=name, dtype=signal.dtype, shape=signal.shape)
-            if signal.dtype is not None and signal.shape is not None
-            else None
+def _joined(signals: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Mapping[str, Any]:
+    if signals is None:
+        return more
+    if not isinstance(signals, Mapping):
+        raise InputError(
+            f"step takes a mapping of signal names to values, got {type(signals).__name__}"
         )
-        self._text = signal.modality == "text"
-
-    def __call__(self, value: Any) -> None:
-        if value is None:
-            raise InputError(
-                f"signal {self._name!r} is None; leave an optional signal out of the step instead"
-            )
-        if self._spec is not None:
-            self._spec.check(value, f"signal {self._name}")
-            if value.size == 0:
-                raise InputError(f"signal {self._name!r} is empty: shape {list(value.shape)}")
-        elif isinstance(value, np.ndarray) and value.dtype == object:
-            raise InputError(f"signal {self._name!r} is an array of objects; pass numbers or text")
+    for name in more:
+        if name in signals:
+            raise InputError(f"signal {name!r} is given twice")
+    return {**signals, **more}
 
 
 def load(

@@ -1,4 +1,4 @@
-"""From a bundle to a running `Runtime`: verified members, engines opened, placement compared, functions built."""
+"""From a bundle to a running `Runtime`: engines opened, placement compared, functions built."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def runtime_of(bundle: Bundle, *, allow_fallback: bool = False, gated: bool = Tr
             found = [spec.name for spec in bundle.module(name).outputs]
             calls[name] = ModuleCall(name, module, session, found)
             outputs[name] = [own for own, _ in output_names(name, module, found)]
-        runtime = Runtime(pipeline, build_nodes(pipeline, calls, outputs, gated), outputs, sessions)
+        nodes = build_nodes(pipeline, calls, outputs, gated)
+        inputs = {name: bundle.module(name).inputs for name in pipeline.modules}
+        runtime = Runtime(pipeline, nodes, outputs, sessions, inputs)
         opened.pop_all()
     return runtime
 
@@ -57,16 +59,17 @@ def open_module(bundle: Bundle, name: str, *, allow_fallback: bool = False) -> S
     """
     artifact = artifact_of(bundle.manifest, name, bundle)
     record = bundle.manifest.target
-    target = Target(
-        name=record.name, arch=record.arch, os=record.os, backends=(artifact.backend,)
-    )
-    session = load_backend(artifact.backend).open(artifact, target)
-    units = session.units()
-    if not allow_fallback and units != artifact.units:
-        session.close()
-        raise PlacementError(
-            f"{bundle.path}: module {name!r}: the engine here would run it on {', '.join(units)}, but it "
-            f"was compiled and checked for {', '.join(artifact.units)}; compile it for this machine, or "
-            "pass allow_fallback (--allow-fallback) to run it all the same"
-        )
+    target = Target(name=record.name, arch=record.arch, os=record.os, backends=(artifact.backend,))
+    with ExitStack() as opened:
+        session = load_backend(artifact.backend).open(artifact, target)
+        opened.callback(session.close)
+        units = session.units()
+        if not allow_fallback and units != artifact.units:
+            raise PlacementError(
+                f"{bundle.path}: module {name!r}: the engine here would run it on "
+                f"{', '.join(units)}, but it was compiled and checked for "
+                f"{', '.join(artifact.units)}; compile it for this machine, or pass allow_fallback "
+                "(--allow-fallback) to run it all the same"
+            )
+        opened.pop_all()
     return session

@@ -1,4 +1,4 @@
-"""What the scheduler executes: a module on its session, or a host function, each with its bound inputs."""
+"""What the scheduler executes: a module on its session or a host function, with bound inputs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from edgemp.errors import FunctionMissingError, InputError, PipelineError
 from edgemp.pipeline import Function, Module, Pipeline
 from edgemp.resolve import import_callable
 from edgemp.runtime.gates import Gate, create_gate
+from edgemp.runtime.ownership import array_ids, detached
 from edgemp.runtime.preprocess import Preprocessor
 from edgemp.tensor import Array, Feed
 
@@ -30,7 +31,11 @@ class Wire:
 
 @dataclass(frozen=True)
 class Node:
-    """A module or function ready to run. `call` takes one value per wire and returns values by output."""
+    """A module or function ready to run.
+
+    `call` takes one value per wire; it returns values by output, and how often an engine ran.
+    `max_staleness_ms` bounds how long the last answer stands in while the node cannot run.
+    """
 
     name: str
     wires: tuple[Wire, ...]
@@ -51,7 +56,7 @@ class ModuleCall:
         network_outputs: list[str],
         probe: Callable[[Feed], dict[str, Array]] | None = None,
     ) -> None:
-        """`probe` runs the network outside the session's record, to learn the shape of its outputs."""
+        """`probe` runs the network outside the session's record, to learn its outputs' shapes."""
         self._name = name
         self._session = session
         self._probe = probe or session.run
@@ -70,44 +75,60 @@ class ModuleCall:
         return {own: found[theirs] for own, theirs in self._outputs}, 1
 
     def _feed(self, values: Feed) -> dict[str, Array]:
-        if not self._preprocess:
-            return dict(values)
         return {
-            key: self._preprocess[key](value) if key in self._preprocess else value
+            key: _for_engine(self._preprocess[key](value) if key in self._preprocess else value)
             for key, value in values.items()
         }
 
     def _run_items(self, values: Values) -> tuple[Values, int]:
         counts = {key: len(value) for key, value in values.items()}
         if len(set(counts.values())) != 1:
-            raise InputError(f"module {self._name}: inputs differ in their number of items: {counts}")
+            raise InputError(
+                f"module {self._name}: inputs differ in their number of items: {counts}"
+            )
         count = next(iter(counts.values()))
+        if count == 0:
+            if not self._empty:
+                self._learn_empty(values)
+            return dict(self._empty), 0
         rows: dict[str, list[Array]] = {own: [] for own, _ in self._outputs}
         for i in range(count):
             item = {
-                key: value[i] if key in self._preprocess else np.ascontiguousarray(value[i : i + 1])
+                key: value[i] if key in self._preprocess else value[i : i + 1]
                 for key, value in values.items()
             }
             found = self._session.run(self._feed(item))
             for own, theirs in self._outputs:
                 # Copied, because the engine overwrites its buffers before the last item is done.
                 rows[own].append(found[theirs].copy())
-        if count:
-            stacked = {own: np.concatenate(parts) for own, parts in rows.items()}
-            self._empty = {own: array[:0] for own, array in stacked.items()}
-            return stacked, count
-        if not self._empty:
-            self._learn_empty(values)
-        return dict(self._empty), 0
+        return {own: _stacked(parts) for own, parts in rows.items()}, count
 
     def _learn_empty(self, values: Values) -> None:
         """Run one item of zeros, to know what the outputs of no items at all look like."""
-        item = {
-            key: np.zeros(value.shape[1:] if key in self._preprocess else (1, *value.shape[1:]), value.dtype)
-            for key, value in values.items()
-        }
+        item = {}
+        for key, value in values.items():
+            preprocess = self._preprocess.get(key)
+            if preprocess is None:
+                item[key] = np.zeros((1, *value.shape[1:]), value.dtype)
+            else:
+                size = preprocess.size or value.shape[1:3]
+                item[key] = np.zeros((*size, 3), np.uint8)
         found = self._probe(self._feed(item))
-        self._empty = {own: found[theirs][:0].copy() for own, theirs in self._outputs}
+        self._empty = {own: _stacked([found[theirs]])[:0].copy() for own, theirs in self._outputs}
+
+
+def _for_engine(value: Any) -> Array:
+    """`value` as engines take it: contiguous, and writable because some refuse anything else."""
+    if isinstance(value, np.ndarray) and value.flags.carray:
+        return value
+    return np.array(value, order="C")
+
+
+def _stacked(parts: list[Array]) -> Array:
+    """Outputs of single items along a new first axis, in place of a batch axis of 1."""
+    if all(part.shape[:1] == (1,) for part in parts):
+        return np.concatenate(parts)
+    return np.stack(parts)
 
 
 def output_names(name: str, module: Module, network_outputs: list[str]) -> list[tuple[str, str]]:
@@ -134,6 +155,15 @@ class FunctionCall:
         self._expected = function.outputs
         target = import_callable(function.function, f"function {name}")
         constants = {**function.options, **assets}
+        given = [*function.options, *assets]
+        if not isinstance(target, type):
+            given += function.inputs
+        twice = sorted({key for key in given if given.count(key) > 1})
+        if twice:
+            raise PipelineError(
+                f"function {name}: given by more than one of inputs, options and assets: "
+                f"{', '.join(twice)}"
+            )
         if isinstance(target, type):
             try:
                 self._call = target(**constants)
@@ -152,9 +182,12 @@ class FunctionCall:
         if not isinstance(found, Mapping) or not set(self._expected) <= set(found):
             shape = sorted(found) if isinstance(found, Mapping) else type(found).__name__
             raise PipelineError(
-                f"function {self._name}: must return a mapping with {list(self._expected)}, got {shape}"
+                f"function {self._name}: must return a mapping with {list(self._expected)}, "
+                f"got {shape}"
             )
-        return {key: found[key] for key in self._expected}, 1
+        # What it returns may be views of its inputs, which the caller and engines overwrite.
+        lent = set(array_ids(values))
+        return {key: detached(found[key], lent) for key in self._expected}, 1
 
 
 def build_nodes(
@@ -166,25 +199,29 @@ def build_nodes(
     """The nodes of a pipeline in execution order; `outputs` lists the output names of every node.
 
     Raises:
-        PipelineError: if a reference names an output that a node does not have, or a gate is invalid.
+        PipelineError: if a reference names an output that its node lacks, or a gate is invalid.
     """
     nodes = []
+    staleness: dict[str, float] = {}
     for name in pipeline.order():
         item = pipeline.modules.get(name) or pipeline.functions[name]
-        wires = tuple(
-            wire(pipeline, outputs, key, text, name) for key, text in item.inputs.items()
-        )
+        wires = tuple(wire(pipeline, outputs, key, text, name) for key, text in item.inputs.items())
         gate = watched = None
-        staleness = 1000.0
-        if isinstance(item, Module) and item.gate is not None and gated:
-            gate = create_gate(item.gate.kind, item.gate.options, f"module {name}")
-            watched = (
-                Wire("", item.gate.signal, "")
-                if item.gate.signal
-                else next((w for w in wires if w.source in pipeline.signals), wires[0])
-            )
-            staleness = float(item.gate.options.get("max_staleness_ms", staleness))
-        nodes.append(Node(name, wires, calls[name], gate, watched, staleness))
+        # What is derived from an answer is no use for longer than the answer itself.
+        staleness[name] = min(
+            (staleness[w.source] for w in wires if w.source in staleness), default=1000.0
+        )
+        if isinstance(item, Module) and item.gate is not None:
+            staleness[name] = float(item.gate.options.get("max_staleness_ms", 1000.0))
+            if gated:
+                gate = create_gate(item.gate.kind, item.gate.options, f"module {name}")
+                direct = (w for w in wires if w.source in pipeline.signals)
+                watched = (
+                    Wire("", item.gate.signal, "")
+                    if item.gate.signal
+                    else next(iter((*direct, *wires)), None)
+                )
+        nodes.append(Node(name, wires, calls[name], gate, watched, staleness[name]))
     return nodes
 
 

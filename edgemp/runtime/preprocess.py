@@ -1,4 +1,4 @@
-"""From a uint8 frame to what a network takes: resize in OpenCV, arithmetic by look-up table or in the graph."""
+"""From a uint8 frame to what a network takes: resized in OpenCV, normalised by look-up table."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ _INTERPOLATION = {
 
 
 def letterbox(height: int, width: int, size: tuple[int, int]) -> tuple[float, int, int]:
-    """(scale, top, left) that fit a frame into `size` (height, width) with the rest padded evenly."""
+    """(scale, top, left) that fit a frame into `size` (height, width), the rest padded evenly.
+
+    The fitted frame is `max(1, round(side * scale))` pixels high and wide.
+    """
     scale = min(size[0] / height, size[1] / width)
-    top = (size[0] - round(height * scale)) // 2
-    left = (size[1] - round(width * scale)) // 2
+    top = (size[0] - _fitted(height, scale)) // 2
+    left = (size[1] - _fitted(width, scale)) // 2
     return scale, top, left
 
 
-class Preprocessor:
-    """Applies one `Preprocess`: uint8 [H, W, 3] -> uint8 [1, h, w, 3], or float32 where it is not folded.
+def _fitted(side: int, scale: float) -> int:
+    return max(1, round(side * scale))
 
-    The array returned is overwritten by the next call.
+
+class Preprocessor:
+    """Applies one `Preprocess`: uint8 [H, W, 3] BGR -> uint8 [1, h, w, 3], or float32 on the host.
+
+    The array returned may be the frame itself, and is overwritten by the next call.
     """
 
     def __init__(self, spec: Preprocess, where: str) -> None:
@@ -38,6 +45,11 @@ class Preprocessor:
         levels = np.arange(256, dtype=np.float32)[:, None] / np.float32(255.0)
         table = (levels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
         self._table = np.ascontiguousarray(table[None], dtype=np.float32)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of what comes out; None keeps the frame's."""
+        return self._spec.size
 
     def __call__(self, frame: Array) -> Array:
         """
@@ -51,7 +63,9 @@ class Preprocessor:
             or frame.shape[2] != 3
             or frame.size == 0
         ):
-            found = f"{frame.dtype}{list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame)
+            found = type(frame).__name__
+            if isinstance(frame, np.ndarray):
+                found = f"{frame.dtype}{list(frame.shape)}"
             raise InputError(f"{self._where}: expected a uint8 frame [H, W, 3], got {found}")
         pixels = self._resize(frame)
         if self._spec.where == "graph":
@@ -69,7 +83,7 @@ class Preprocessor:
             cv2.resize(frame, (size[1], size[0]), dst=self._buffer, interpolation=mode)
             return self._buffer
         scale, top, left = letterbox(frame.shape[0], frame.shape[1], size)
-        height, width = round(frame.shape[0] * scale), round(frame.shape[1] * scale)
+        height, width = _fitted(frame.shape[0], scale), _fitted(frame.shape[1], scale)
         self._buffer[:] = self._spec.pad
         self._buffer[top : top + height, left : left + width] = cv2.resize(
             frame, (width, height), interpolation=mode

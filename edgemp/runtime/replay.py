@@ -1,4 +1,4 @@
-"""Replaying a bundle's golden samples on the engine at hand, to find the first module that diverges."""
+"""Replaying a bundle's golden samples on the engine at hand: which module diverges first."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Verdict:
 def replay(bundle: Bundle, *, allow_fallback: bool = False) -> Verdict:
     """Run every module on its own golden inputs, in execution order.
 
-    Each module is fed the *original's* inputs, so a module that diverges does not taint the ones after
-    it. Task metrics are not replayed: they may need packages that a device does not have.
+    Each module is fed the *original's* inputs, so a module that diverges does not taint the ones
+    after it. Task metrics are not replayed: they may need packages that a device does not have.
 
     Raises:
         BundleError, PlacementError: as `edgemp.load`.
@@ -68,14 +68,15 @@ def _replay_module(bundle: Bundle, name: str, allow_fallback: bool) -> ModuleVer
     session = open_module(bundle, name, allow_fallback=allow_fallback)
     try:
         outputs = [
-            {key: value.copy() for key, value in session.run(inputs).items()} for inputs, _ in goldens
+            {key: value.copy() for key, value in session.run(inputs).items()}
+            for inputs, _ in goldens
         ]
     except EdgempError:
         raise
-    except Exception as error:  # an engine that fails on a golden sample diverges, whatever it raises
-        return ModuleVerdict(
-            name, len(goldens), -1.0, float("inf"), bound.cosine_min, False, f"engine failed: {error}"
-        )
+    except Exception as error:  # whatever an engine raises on a golden sample, it diverges
+        reason = f"engine failed: {error}"
+        infinite = float("inf")
+        return ModuleVerdict(name, len(goldens), -1.0, infinite, bound.cosine_min, False, reason)
     finally:
         session.close()
     found = measure(

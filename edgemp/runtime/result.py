@@ -14,9 +14,10 @@ class Output:
     """One value and where it comes from.
 
     `source` is "fresh" (computed in this step), "reused" (an earlier answer, `age_ms` old),
-    "compensated" (an earlier answer corrected for what changed since) or "missing" (`value` is None).
-    `age_ms` is the capture-time distance between this step and the step that computed the value;
-    `reason` says why the value was computed, reused or is missing.
+    "compensated" (an earlier answer corrected for what changed since) or "missing" (`value` is
+    None). `age_ms` is the capture-time distance between this step and the oldest sample behind the
+    value (0 where it is missing): a fresh value computed from a reused answer is as old as that.
+    `reason` says why the value was computed, reused or is missing. The value is the caller's own.
     """
 
     value: Any
@@ -27,7 +28,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class NodeTrace:
-    """What one module or function did in a step; times in milliseconds."""
+    """What one module or function did in a step; times in milliseconds, `calls` of the engine."""
 
     ran: bool
     reason: str
@@ -38,7 +39,7 @@ class NodeTrace:
     tiles: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Result(Mapping[str, Output]):
     """The outputs of one step, by result name; `trace` has one entry per module and function."""
 

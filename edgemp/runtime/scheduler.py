@@ -1,4 +1,4 @@
-"""One step through the pipeline: which nodes run, which keep their last answer, and what a fault leads to."""
+"""One step through the pipeline: which nodes run, which keep their answer, what faults lead to."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from typing import Any
 from edgemp.pipeline import Pipeline
 from edgemp.runtime.gates import Decision
 from edgemp.runtime.nodes import Node, Values
+from edgemp.runtime.ownership import own
 from edgemp.runtime.result import NodeTrace, Source
 
 log = logging.getLogger("edgemp.runtime")
+
+NOTHING: frozenset[str] = frozenset()
+NEWS = Decision(True, "news")
+LONGEST_REASON = 200
 
 
 @dataclass(slots=True)
 class Answer:
     """What a node last computed, when (s, capture clock) and in which step.
 
-    `captured` is the capture time of the oldest sample behind the values, `computed` that of the step.
+    `captured` is the capture time of the oldest sample behind the values, `computed` that of the
+    step. A module's values are the engine's buffers, which its second next call overwrites.
     """
 
     values: Values
@@ -32,45 +38,91 @@ class Answer:
 
 @dataclass(slots=True)
 class State:
-    """What a node did in the current step."""
+    """What a node did in the current step.
+
+    `covered` names the signals and nodes whose present content is no news to whoever reads this
+    node: a gate has judged it to hold nothing new, or the node could not digest it. Who reads both
+    the node and such a signal must not pair an old answer with a new sample.
+    """
 
     source: Source
     reason: str
     covered: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """What a node reads: nodes, signals, and all signals behind both."""
+
+    nodes: tuple[str, ...]
+    signals: tuple[str, ...]
+    behind: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """The current step: its signals, their capture times where older than `t`, what nodes did."""
+
+    signals: Mapping[str, Any]
+    t: float
+    captured: Mapping[str, float]
+    states: dict[str, State]
+
+
 class Scheduler:
     """Executes nodes in order and keeps each one's last answer.
 
-    A node runs if something it reads is news: a node above it has computed since, or a signal arrived
-    that no gate above it has already judged to hold nothing new. Otherwise it reuses its last answer,
-    together with the node above it. A node that raises is retried once, then degrades to its last
-    answer for as long as its `max_staleness_ms` allows, then to "missing".
+    A node runs if something it reads is news: a node above it has computed since, or a signal
+    arrived, and no node above it was kept from just that by a gate, a fault or an absent signal.
+    Otherwise it reuses its last answer, together with the node above it. A node that raises is
+    retried once, then degrades to its last answer for as long as its `max_staleness_ms` allows,
+    then to "missing". The same bound holds for a gated node while a signal that it reads is absent;
+    an ungated one keeps its answer, whose age tells.
     """
 
     def __init__(self, pipeline: Pipeline, nodes: Sequence[Node]) -> None:
         self._signals = frozenset(pipeline.signals)
         self._nodes = list(nodes)
+        self._reads: dict[str, _Reads] = {}
+        for node in self._nodes:
+            sources = dict.fromkeys(wire.source for wire in node.wires)
+            above = tuple(name for name in sources if name not in self._signals)
+            signals = tuple(name for name in sources if name in self._signals)
+            behind = frozenset(signals).union(*(self._reads[name].behind for name in above))
+            self._reads[node.name] = _Reads(above, signals, behind)
         self._answers: dict[str, Answer] = {}
+        self._streaks: Counter[tuple[str, str]] = Counter()
         self._step = 0
         self.faults: Counter[str] = Counter()
 
     def reset(self) -> None:
-        """Forget all answers and gate states."""
+        """Forget all answers and gate states; faults stay counted."""
         self._answers.clear()
         for node in self._nodes:
-            if node.gate is not None:
-                node.gate.reset()
+            self._reset_gate(node)
 
     def step(
-        self, signals: Mapping[str, Any], t: float
+        self,
+        signals: Mapping[str, Any],
+        t: float,
+        captured: Mapping[str, float] | None = None,
     ) -> tuple[dict[str, State], dict[str, NodeTrace]]:
+        """Execute every node on the signals of one step; whatever a node raises is dealt with.
+
+        `captured` gives the capture times of signals older than `t` (s).
+        """
         self._step += 1
-        states: dict[str, State] = {}
+        now = _Now(signals, t, captured or {}, {})
         trace: dict[str, NodeTrace] = {}
-        for node in self._nodes:
-            states[node.name], trace[node.name] = self._visit(node, signals, states, t)
-        return states, trace
+        try:
+            for node in self._nodes:
+                now.states[node.name], trace[node.name] = self._visit(node, now)
+        except BaseException:
+            # Ctrl-C, perhaps between a gate's decision to run and the answer that it relies on.
+            for node in self._nodes:
+                self._reset_gate(node)
+            raise
+        return now.states, trace
 
     def value(self, source: str, output: str, state: State) -> Any:
         """The value of a node's output after a step; None if it is missing."""
@@ -83,101 +135,106 @@ class Scheduler:
         answer = self._answers.get(source)
         return 0.0 if answer is None else (t - answer.captured) * 1000.0
 
-    def _visit(
-        self, node: Node, signals: Mapping[str, Any], states: Mapping[str, State], t: float
-    ) -> tuple[State, NodeTrace]:
-        above = [wire.source for wire in node.wires if wire.source not in self._signals]
-        covered = frozenset().union(*(states[name].covered for name in above))
-        missing = [name for name in above if states[name].source == "missing"]
-        if missing:
-            return self._keep(node, f"no answer from {missing[0]}", covered, t, bounded=True)
-        absent = [
-            wire.source
-            for wire in node.wires
-            if wire.source in self._signals and wire.source not in signals
-        ]
-        if absent:
-            return self._keep(node, f"no new {absent[0]}", covered, t)
+    def _visit(self, node: Node, now: _Now) -> tuple[State, NodeTrace]:
+        reads, states, t = self._reads[node.name], now.states, now.t
+        covered = NOTHING
+        for name in reads.nodes:
+            covered = covered | states[name].covered
+            if states[name].source == "missing":
+                return self._keep(node, f"no answer from {name}", reads.behind, t, bounded=True)
+        for name in reads.signals:
+            if name not in now.signals:
+                bounded = node.gate is not None
+                return self._keep(node, f"no new {name}", reads.behind, t, bounded=bounded)
         answer = self._answers.get(node.name)
-        news = (
-            answer is None
-            or any(self._answers[name].step > answer.step for name in above)
-            or any(
-                wire.source in self._signals and wire.source not in covered for wire in node.wires
-            )
-        )
-        if not news:
-            return self._keep(node, f"with {above[0]}: {states[above[0]].reason}", covered, t)
-        decision, gate_ms = self._decide(node, signals, t)
-        if not decision.run and answer is not None:
-            watched = node.watched.source if node.watched is not None else ""
-            judged = covered | ({watched} if watched in self._signals else frozenset())
-            state, _ = self._keep(node, decision.reason, judged, t)
-            return state, NodeTrace(
-                False, decision.reason, gate_ms, 0.0, decision.score, tiles=decision.tiles
-            )
-        return self._run(node, signals, decision, gate_ms, t)
+        if answer is not None and not self._is_news(reads, answer.step, covered):
+            return self._keep(node, _with_whom(reads, states), covered, t)
+        decision, gate_ms = self._decide(node, now)
+        if decision.run or answer is None or node.watched is None:
+            return self._run(node, now, decision, gate_ms)
+        judged = covered | {node.watched.source}
+        if node.watched.source not in (*reads.signals, *reads.nodes):
+            judged |= reads.behind  # what the gate watches stands for what the node reads
+        trace = NodeTrace(False, decision.reason, gate_ms, 0.0, decision.score, 0, decision.tiles)
+        return State("reused", decision.reason, judged), trace
 
-    def _decide(
-        self, node: Node, signals: Mapping[str, Any], t: float
-    ) -> tuple[Decision, float]:
+    def _is_news(self, reads: _Reads, since: int, covered: frozenset[str]) -> bool:
+        """Whether anything read holds what a node that last ran in step `since` has not seen."""
+        for name in reads.signals:
+            if name not in covered:
+                return True
+        for name in reads.nodes:
+            step = self._answers[name].step
+            if step > since:
+                behind = self._reads[name].behind
+                known = name in covered or (behind and behind <= covered)
+                # A node that missed an earlier answer (it failed then) must still catch up.
+                if not (known and step == self._step):
+                    return True
+        return False
+
+    def _decide(self, node: Node, now: _Now) -> tuple[Decision, float]:
         if node.gate is None or node.watched is None:
-            return Decision(True, "news"), 0.0
+            return NEWS, 0.0
         wire = node.watched
-        if wire.source in self._signals:
-            if wire.source not in signals:
-                return Decision(True, f"no {wire.source} to judge by"), 0.0
-            sample = signals[wire.source]
-        else:
+        if wire.source not in self._signals:
             sample = self._answers[wire.source].values[wire.output]
+        elif wire.source in now.signals:
+            sample = now.signals[wire.source]
+        else:
+            # The module runs on what the gate has not seen, so what the gate knows is outdated.
+            self._reset_gate(node)
+            return Decision(True, f"no {wire.source} to judge by"), 0.0
         started = perf_counter()
         try:
-            decision = node.gate.step(sample, t)
+            decision = node.gate.step(sample, now.t)
+            if not isinstance(decision, Decision):
+                raise TypeError(f"the gate returned {type(decision).__name__}, not a Decision")
         except Exception as error:  # a gate that fails must not keep its module shut
             self._fault(node, "gate", error)
-            node.gate.reset()
-            decision = Decision(True, f"gate failed: {type(error).__name__}")
+            self._reset_gate(node)
+            decision = Decision(True, f"gate failed: {_described(error)}")
+        else:
+            self._recovered(node, "gate")
         return decision, (perf_counter() - started) * 1e3
 
     def _run(
-        self,
-        node: Node,
-        signals: Mapping[str, Any],
-        decision: Decision,
-        gate_ms: float,
-        t: float,
+        self, node: Node, now: _Now, decision: Decision, gate_ms: float
     ) -> tuple[State, NodeTrace]:
         values = {}
-        captured = t
+        captured = t = now.t
         for wire in node.wires:
             if wire.source in self._signals:
-                values[wire.key] = signals[wire.source]
+                values[wire.key] = now.signals[wire.source]
+                captured = min(captured, now.captured.get(wire.source, t))
             else:
                 answer = self._answers[wire.source]
                 values[wire.key] = answer.values[wire.output]
                 captured = min(captured, answer.captured)
+        failure = ""
         started = perf_counter()
-        failure: Exception | None = None
         for _ in range(2):
             try:
                 found, calls = node.call(values)
             except Exception as error:  # any engine or user function may fail in any way
+                # Text only: a traceback would hold on to the frames.
+                failure = _described(error)
                 self._fault(node, "run", error)
-                failure = error
+                self._rescue(node.name)
                 continue
             run_ms = (perf_counter() - started) * 1e3
+            self._recovered(node, "run")
             self._answers[node.name] = Answer(found, captured, t, self._step)
             return (
-                State("fresh", decision.reason, frozenset()),
+                State("fresh", decision.reason, NOTHING),
                 NodeTrace(
                     True, decision.reason, gate_ms, run_ms, decision.score, calls, decision.tiles
                 ),
             )
-        if node.gate is not None:
-            node.gate.reset()
-        reason = f"failed twice: {type(failure).__name__}: {failure}"
+        self._reset_gate(node)
         run_ms = (perf_counter() - started) * 1e3
-        state, _ = self._keep(node, reason, frozenset(), t, bounded=True)
+        reason = f"failed twice: {failure}"
+        state, _ = self._keep(node, reason, self._reads[node.name].behind, t, bounded=True)
         return state, NodeTrace(False, reason, gate_ms, run_ms, decision.score)
 
     def _keep(
@@ -189,6 +246,45 @@ class Scheduler:
             source = "missing"
         return State(source, reason, covered), NodeTrace(False, reason, 0.0, 0.0)
 
+    def _rescue(self, name: str) -> None:
+        """Copy the last answer: after a call that failed, the retry may overwrite its buffers."""
+        answer = self._answers.get(name)
+        if answer is not None:
+            answer.values = {key: own(value) for key, value in answer.values.items()}
+
+    def _reset_gate(self, node: Node) -> None:
+        if node.gate is not None:
+            try:
+                node.gate.reset()
+            except Exception as error:  # as for its step
+                self._fault(node, "gate", error)
+
     def _fault(self, node: Node, what: str, error: Exception) -> None:
+        """Count a fault; log the first of a streak, then ever more rarely."""
         self.faults[node.name] += 1
-        log.warning("%s: %s failed: %s: %s", node.name, what, type(error).__name__, error)
+        streak = self._streaks[node.name, what] = self._streaks[node.name, what] + 1
+        if streak & (streak - 1) == 0:
+            log.warning(
+                "%s: %s failed (%d in a row): %s",
+                node.name,
+                what,
+                streak,
+                _described(error),
+                exc_info=error if self.faults[node.name] == 1 else None,
+            )
+
+    def _recovered(self, node: Node, what: str) -> None:
+        if self._streaks:
+            self._streaks.pop((node.name, what), None)
+
+
+def _with_whom(reads: _Reads, states: Mapping[str, State]) -> str:
+    for name in reads.nodes:
+        if states[name].source != "fresh":
+            return f"with {name}: {states[name].reason}"
+    return "nothing new to read"
+
+
+def _described(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"

@@ -263,7 +263,7 @@ def test_an_artifact_without_its_files_is_a_clear_backend_error(
     backend: Backend, tmp_path: Path
 ) -> None:
     artifact, _ = conv_artifact(backend, tmp_path)
-    with pytest.raises(BackendError, match=backend.name):
+    with pytest.raises(BackendError, match=rf"{backend.name}.*the artifact lacks model\."):
         backend.open(replace(artifact, files={}), HOST)
 
 
@@ -277,14 +277,6 @@ def test_an_operator_that_the_engine_lacks_is_refused_by_name(
     )
     with pytest.raises(UnsupportedOpError, match="Warp"):
         built(backend, network, "fp32", tmp_path)
-
-
-def test_a_closed_session_lets_go_and_refuses_to_run(backend: Backend, tmp_path: Path) -> None:
-    artifact, network = conv_artifact(backend, tmp_path)
-    session = backend.open(artifact, HOST)
-    session.close()
-    with pytest.raises(Exception, match=r"."):
-        session.run(network.samples.held_out[0])
 
 
 def test_an_engine_that_compiles_here_leaves_nothing_to_the_device(

@@ -10,7 +10,7 @@ from benchmarks.peers.material import Material
 from edgemp.tensor import Array, Feed
 
 Run = Callable[[Feed], Array]
-"""One inference: inputs by name -> the network's one output, float32. It may be overwritten later."""
+"""One inference: inputs by name -> the network's one output, float32, overwritten by later ones."""
 
 
 class Engine(Protocol):
@@ -22,7 +22,7 @@ class Engine(Protocol):
     def convert(self, material: Material, folder: Path) -> Mapping[str, Any]:
         """Write into the empty `folder` what a device would be sent, and nothing else.
 
-        Returns notes for the report. May raise anything; the first line becomes the recorded reason.
+        Returns notes for the report. May raise anything; its first line becomes the reason.
         """
         ...
 

@@ -67,7 +67,9 @@ def _pipeline(material: Material) -> Any:
             name: Signal(dtype=value.dtype.name, shape=value.shape) for name, value in feed.items()
         },
         modules={
-            "network": Module(network=material.workload.factory, inputs={name: name for name in feed})
+            "network": Module(
+                network=material.workload.factory, inputs={name: name for name in feed}
+            )
         },
         results={OUTPUT: "network.output"},
     )

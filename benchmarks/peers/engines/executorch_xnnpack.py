@@ -15,7 +15,7 @@ from edgemp.tensor import Array, Feed
 
 @dataclass(frozen=True)
 class ExecuTorch:
-    """INT8 is static for convolutions and dynamic for transformers, as its documentation advises."""
+    """INT8 is static for convolutions and dynamic for transformers, as its documentation says."""
 
     name: str
     int8: bool = False

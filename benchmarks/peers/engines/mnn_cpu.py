@@ -1,4 +1,4 @@
-"""MNN, converted from ONNX: fp32, reduced precision, and 8-bit weights with dynamic INT8 arithmetic."""
+"""MNN, converted from ONNX: fp32, reduced precision, 8-bit weights with dynamic INT8 arithmetic."""
 
 from __future__ import annotations
 

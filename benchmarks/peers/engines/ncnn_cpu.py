@@ -1,4 +1,7 @@
-"""ncnn, converted by pnnx: fp32 and bf16 storage. Its INT8 tools are not in the wheel."""
+"""ncnn, converted by pnnx (which stores weights as fp16): fp32 and bf16 arithmetic.
+
+Its INT8 tools are not in the wheel.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.engines.base import Run
-from benchmarks.peers.material import Material, NotOffered
+from benchmarks.peers.material import Material, NotOfferedError
 from edgemp.tensor import Array, Feed
 
 
@@ -23,7 +26,7 @@ class Ncnn:
 
     def convert(self, material: Material, folder: Path) -> Mapping[str, Any]:
         if self.precision == "int8":
-            raise NotOffered("the ncnn wheel has no ncnn2table and ncnn2int8, and pnnx writes no INT8")
+            raise NotOfferedError("the ncnn wheel has no ncnn2int8, and pnnx writes no INT8")
         import pnnx
 
         work = material.folder / self.name
@@ -33,15 +36,11 @@ class Ncnn:
         else:
             made = work
             pnnx.export(
-                material.module(),
-                str(work / "model.pt"),
-                material.example(),
-                check_trace=False,
-                fp16=self.precision != "fp32",
+                material.module(), str(work / "model.pt"), material.example(), check_trace=False
             )
         for kind in ("param", "bin"):
             if not (made / f"model.ncnn.{kind}").is_file():
-                raise NotOffered("pnnx wrote no ncnn model")
+                raise NotOfferedError("pnnx wrote no ncnn model")
             shutil.copy(made / f"model.ncnn.{kind}", folder)
         shutil.rmtree(work)
         return {}

@@ -14,7 +14,7 @@ from edgemp.tensor import Array, Feed
 
 @dataclass(frozen=True)
 class OpenVino:
-    """Converted from the torch module where there is one, as OpenVINO recommends, else from ONNX."""
+    """Converted from the torch module where there is one, else from ONNX."""
 
     name: str
     hint: str

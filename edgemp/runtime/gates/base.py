@@ -50,7 +50,7 @@ class Gate(Protocol):
 
     def __init__(self, policy: Any) -> None: ...
 
-    def step(self, sample: Array, t: float) -> Decision:
+    def step(self, sample: Any, t: float) -> Decision:
         """Decide for `sample` (the watched signal's value) captured at `t` seconds.
 
         A decision with `run` set makes this sample the gate's new anchor: the caller either runs the
