@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgemp.api import compile
     from edgemp.errors import EdgempError
-    from edgemp.pipeline import FidelityBound, Function, GateSpec, Module, Pipeline, Preprocess, Signal
+    from edgemp.pipeline import (
+        FidelityBound,
+        Function,
+        GateSpec,
+        Module,
+        Pipeline,
+        Preprocess,
+        Signal,
+    )
     from edgemp.runtime.app import Runtime, load
     from edgemp.target import Target, load_target
 

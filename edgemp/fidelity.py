@@ -128,4 +128,6 @@ def call_metric(
     try:
         return float(function(list(reference), list(outputs), list(inputs)))
     except Exception as error:  # the user's metric may fail in any way
-        raise PipelineError(f"{where}: metric {name} failed: {type(error).__name__}: {error}") from error
+        raise PipelineError(
+            f"{where}: metric {name} failed: {type(error).__name__}: {error}"
+        ) from error

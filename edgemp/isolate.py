@@ -54,7 +54,7 @@ class Worker:
         module: str = "edgemp.compiler.worker",
     ) -> None:
         self._limits = limits
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close())
         self._buffer = b""
         self.peak_memory_bytes = 0
         paths = [str(Path(__file__).parent.parent), *[p or os.getcwd() for p in sys.path]]

@@ -206,8 +206,12 @@ class Pipeline(_Description):
         return self
 
     def _references(self) -> Iterator[tuple[str, str, str]]:
-        for node, item in {**self.modules, **self.functions}.items():
-            for key, text in item.inputs.items():
+        inputs = {
+            **{name: module.inputs for name, module in self.modules.items()},
+            **{name: function.inputs for name, function in self.functions.items()},
+        }
+        for node, wires in inputs.items():
+            for key, text in wires.items():
                 yield node, f"input {key}", text
         for key, text in self.results.items():
             yield "results", key, text

@@ -1,4 +1,4 @@
-"""Turning the three kinds of reference (path, `package:resource`, `module:factory`) into files and objects."""
+"""Turning references (path, `package:resource`, `module:factory`) into files and objects."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ def is_factory(reference: str) -> bool:
     if is_path(reference):
         return False
     rest = reference.partition(":")[2]
-    return all(part.isidentifier() for part in rest.split(".")) and "/" not in rest and (
-        Path(rest).suffix not in {".onnx", ".npz", ".npy", ".json", ".txt", ".tsv", ".bin", ".mp4"}
+    return (
+        all(part.isidentifier() for part in rest.split("."))
+        and "/" not in rest
+        and (
+            Path(rest).suffix
+            not in {".onnx", ".npz", ".npy", ".json", ".txt", ".tsv", ".bin", ".mp4"}
+        )
     )
 
 
@@ -85,7 +90,9 @@ def import_callable(reference: str, where: str) -> Any:
     """Like `import_object`, and raises FunctionMissingError if what is found cannot be called."""
     found = import_object(reference, where)
     if not callable(found):
-        raise FunctionMissingError(f"{where}: {reference!r} is a {type(found).__name__}, not callable")
+        raise FunctionMissingError(
+            f"{where}: {reference!r} is a {type(found).__name__}, not callable"
+        )
     return found
 
 
@@ -98,6 +105,8 @@ def read_asset(reference: str, where: str) -> bytes:
     if is_factory(reference):
         content = import_callable(reference, where)()
         if not isinstance(content, bytes):
-            raise ResolveError(f"{where}: {reference} must return bytes, not {type(content).__name__}")
+            raise ResolveError(
+                f"{where}: {reference} must return bytes, not {type(content).__name__}"
+            )
         return content
     return find_file(reference, where).read_bytes()

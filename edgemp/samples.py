@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,16 +111,19 @@ def check_feeds(feeds: Sequence[Feed], inputs: Sequence[TensorSpec], where: str)
             except InputError as error:
                 raise SamplesError(str(error)) from None
             if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise SamplesError(f"{place}: {spec.name!r} contains NaN or infinity; remove the sample")
+                raise SamplesError(
+                    f"{place}: {spec.name!r} contains NaN or infinity; remove the sample"
+                )
         checked.append(fitted)
     return checked
 
 
 def save_feeds(path: Path, feeds: Sequence[Feed]) -> None:
     """Write feeds to an .npz file that `read_feeds` reads back."""
-    np.savez(
-        path, **{f"{i:05d}|{name}": value for i, feed in enumerate(feeds) for name, value in feed.items()}
-    )
+    arrays: dict[str, Any] = {
+        f"{i:05d}|{name}": value for i, feed in enumerate(feeds) for name, value in feed.items()
+    }
+    np.savez(path, **arrays)
 
 
 def read_feeds(path: Path) -> tuple[Feed, ...]:

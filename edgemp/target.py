@@ -21,7 +21,8 @@ class Target(BaseModel):
     """One device.
 
     `backends` are tried in this order of preference. With `probe`, what the file leaves open is read
-    off the machine that compiles. Memory in bytes.
+    off the machine that compiles. `memory_bytes` in bytes, `bandwidth` in bytes per second,
+    `peak_operations` per precision in operations per second (a multiply-add is two).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +36,8 @@ class Target(BaseModel):
     cores: int = Field(default=0, ge=0)
     isa: tuple[str, ...] = ()
     memory_bytes: int | None = Field(default=None, gt=0)
+    peak_operations: dict[str, float] = Field(default_factory=dict)
+    bandwidth: float | None = Field(default=None, gt=0)
     backends: tuple[str, ...] = Field(min_length=1)
 
     @property

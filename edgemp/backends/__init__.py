@@ -30,7 +30,9 @@ def load_backend(name: str) -> Backend:
         try:
             backend: Backend = point.load()()
         except Exception as error:  # a plugin may fail in any way while importing
-            raise BackendError(f"backend {name!r} ({point.value}) does not load: {error}") from error
+            raise BackendError(
+                f"backend {name!r} ({point.value}) does not load: {error}"
+            ) from error
         return backend
     raise BackendError(
         f"unknown backend {name!r}; installed backends: {', '.join(backend_names()) or 'none'}"

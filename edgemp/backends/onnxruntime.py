@@ -31,9 +31,14 @@ class OnnxRuntimeBackend:
         try:
             import onnxruntime
         except ImportError as error:
-            return Probe(False, "onnxruntime", problem=f"{error}; pip install 'edgemp[onnxruntime]'")
+            return Probe(
+                False, "onnxruntime", problem=f"{error}; pip install 'edgemp[onnxruntime]'"
+            )
         return Probe(
-            True, "onnxruntime", onnxruntime.__version__, tuple(onnxruntime.get_available_providers())
+            True,
+            "onnxruntime",
+            onnxruntime.__version__,
+            tuple(onnxruntime.get_available_providers()),
         )
 
     def precisions(self, target: Target) -> tuple[Precision, ...]:
@@ -96,7 +101,7 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeSession(artifact)
 
     def estimate(self, network: Network, target: Target, precision: str) -> Estimate:
-        from edgemp.compiler.estimate import roofline
+        from edgemp.backends.roofline import roofline
 
         return roofline(network, target, precision)
 
@@ -133,9 +138,7 @@ class OnnxRuntimeSession:
 
     def __init__(self, artifact: Artifact) -> None:
         if "model.onnx" not in artifact.files:
-            raise BackendError(
-                "onnxruntime cannot load the network: the artifact lacks model.onnx"
-            )
+            raise BackendError("onnxruntime cannot load the network: the artifact lacks model.onnx")
         engine = _engine()
         options = engine.SessionOptions()
         options.intra_op_num_threads = artifact.threads
@@ -183,7 +186,9 @@ class OnnxRuntimeSession:
             model = onnx.load(options.optimized_model_filepath)
         return Placement(
             tuple(
-                NodePlacement(node.name or f"#{i}", node.op_type, "CPU", _kernel_precision(node.op_type))
+                NodePlacement(
+                    node.name or f"#{i}", node.op_type, "CPU", _kernel_precision(node.op_type)
+                )
                 for i, node in enumerate(model.graph.node)
             )
         )
@@ -198,7 +203,9 @@ def _closed(*_: object) -> list[Array]:
 
 
 def _kernel_precision(op: str) -> str:
-    if op.startswith(("QLinear", "QGemm", "QAttention", "MatMulInteger", "DynamicQuantize", "ConvInteger")):
+    if op.startswith(
+        ("QLinear", "QGemm", "QAttention", "MatMulInteger", "DynamicQuantize", "ConvInteger")
+    ):
         return "i8"
     return "f32"
 
@@ -208,5 +215,3 @@ def _load_error(error: Exception) -> BackendError | NetworkError:
     if "is not a registered function/op" in str(error) or "NOT_IMPLEMENTED" in str(error):
         return UnsupportedOpError(f"onnxruntime does not implement an operator: {first}")
     return BackendError(f"onnxruntime cannot load the network: {first}")
-
-

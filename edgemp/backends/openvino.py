@@ -64,7 +64,9 @@ class OpenVinoBackend:
                     node.get_friendly_name(),
                     node.get_type_name(),
                     taken.get(node.get_friendly_name(), ""),
-                    reason="" if node.get_friendly_name() in taken else "no kernel on the CPU device",
+                    reason=""
+                    if node.get_friendly_name() in taken
+                    else "no kernel on the CPU device",
                 )
                 for node in model.get_ops()
                 if node.get_type_name() not in {"Parameter", "Result", "Constant"}
@@ -116,13 +118,15 @@ class OpenVinoBackend:
         return placed
 
     def defer(self, network: Network, target: Target, precision: str) -> BuildPackage:
-        raise BackendError("openvino's CPU device compiles when it loads; nothing is left to a device")
+        raise BackendError(
+            "openvino's CPU device compiles when it loads; nothing is left to a device"
+        )
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         return OpenVinoSession(artifact)
 
     def estimate(self, network: Network, target: Target, precision: str) -> Estimate:
-        from edgemp.compiler.estimate import roofline
+        from edgemp.backends.roofline import roofline
 
         return roofline(network, target, precision)
 
@@ -232,7 +236,8 @@ class OpenVinoSession:
 
 
 def _text(info: Mapping[str, Any], key: str) -> str:
-    value = info[key] if key in info else ""
+    # An OVAny map: it has `in` and [], but no `get`.
+    value = info[key] if key in info else ""  # noqa: SIM401
     return str(getattr(value, "value", value))
 
 

@@ -25,16 +25,17 @@ def skip_ceilings(pipeline: Pipeline, fps: float, gated: bool = True) -> dict[st
         known = frozenset[str]().union(*(judged[node] for node in above))
         behind[name] = direct.union(*(behind[node] for node in above))
         restless = direct - known or any(
-            ceilings[node] == 0 and not behind[node] <= known for node in above
+            ceilings[node] == 0 and node not in known and not behind[node] <= known
+            for node in above
         )
         ceiling = 0.0 if restless else max((ceilings[node] for node in above), default=0.0)
         if gated and isinstance(item, Module) and item.gate is not None:
             staleness = _staleness_ms(item, name)
             if staleness is not None:
                 ceiling = max(ceiling, skip_ceiling(fps, staleness))
-            watched = item.gate.signal or next((s for s in sources if s in direct), None)
+            watched = item.gate.signal or next((s for s in sources if s in direct), sources[0])
             # A gate on what the module does not read stands for all that it reads.
-            known |= {watched} if watched in direct else behind[name]
+            known |= {watched} if watched in sources else behind[name]
         ceilings[name] = ceiling
         judged[name] = known
     return ceilings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,24 +19,31 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     bundle: Annotated[Path, typer.Argument(help="The .edgemp file.")],
-    video: Annotated[Optional[Path], typer.Option(help="A video for the pipeline's video signal.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="A video for the pipeline's video signal.")
+    ] = None,
     samples: Annotated[
-        Optional[Path], typer.Option(help=".npz: one array per signal, first axis = steps.")
+        Path | None, typer.Option(help=".npz: one array per signal, first axis = steps.")
     ] = None,
     fps: Annotated[
-        Optional[float], typer.Option(min=0.001, help="Steps per second, instead of the source's own.")
+        float | None, typer.Option(min=0.001, help="Steps per second, instead of the source's own.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps that count.")] = 300,
     warmup: Annotated[int, typer.Option(min=1, help="Steps that do not.")] = 20,
     baseline: Annotated[
-        Optional[Path], typer.Option(help="Another bundle: both run A B A B, ratios are printed.")
+        Path | None, typer.Option(help="Another bundle: both run A B A B, ratios are printed.")
     ] = None,
-    open_gates: Annotated[bool, typer.Option("--open-gates", help="Run every module in every step.")] = False,
-    cold_starts: Annotated[int, typer.Option(min=0, help="Fresh processes for cold start and memory.")] = 3,
+    open_gates: Annotated[
+        bool, typer.Option("--open-gates", help="Run every module in every step.")
+    ] = False,
+    cold_starts: Annotated[
+        int, typer.Option(min=0, help="Fresh processes for cold start and memory.")
+    ] = 3,
     paced: Annotated[
-        float, typer.Option(min=0, help="Seconds of streaming at the source's own rate, to count drops.")
+        float,
+        typer.Option(min=0, help="Seconds of streaming at the source's own rate, to count drops."),
     ] = 0.0,
-    report: Annotated[Optional[Path], typer.Option(help="Write a self-contained HTML report.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
     allow_fallback: Annotated[
         bool, typer.Option(help="Run even if nodes run elsewhere than the bundle states.")
     ] = False,
@@ -115,7 +122,18 @@ def _print(measured: BenchReport) -> None:
                 engine,
             ]
         )
-    columns = ["when run, ms", "median", "p90", "p95", "p99", "p99.9", "max", "duty", "skipped", "engine"]
+    columns = [
+        "when run, ms",
+        "median",
+        "p90",
+        "p95",
+        "p99",
+        "p99.9",
+        "max",
+        "duty",
+        "skipped",
+        "engine",
+    ]
     print_table(f"{measured.bundle}: {measured.steps} steps of {measured.source}", columns, rows)
     machine = measured.machine
     lines = [f"{machine.cpu}, {machine.cores} cores, load {machine.load_average}"]
@@ -151,7 +169,9 @@ def _times(found: Percentiles | None) -> list[str]:
 
 def _plain(record: dict[str, Any]) -> str:
     return ", ".join(
-        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+        f"{key.replace('_', ' ')} {value:.4g}"
+        if isinstance(value, float)
+        else f"{key.replace('_', ' ')} {value}"
         for key, value in record.items()
         if not isinstance(value, (dict, list)) and value is not None
     )

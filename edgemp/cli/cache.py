@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def info(
-    cache: Annotated[Optional[Path], _FOLDER] = None, json: Annotated[bool, _JSON] = False
+    cache: Annotated[Path | None, _FOLDER] = None, json: Annotated[bool, _JSON] = False
 ) -> None:
     """Entries and bytes per kind of stage."""
     from edgemp.cli.output import print_json, print_table
@@ -33,12 +33,15 @@ def info(
     print_table(
         str(stages.root),
         ["stage", "entries", "MB"],
-        [[name, str(item["entries"]), f"{item['bytes'] / 1e6:.1f}"] for name, item in found.items()],
+        [
+            [name, str(item["entries"]), f"{item['bytes'] / 1e6:.1f}"]
+            for name, item in found.items()
+        ],
     )
 
 
 def clear(
-    cache: Annotated[Optional[Path], _FOLDER] = None, json: Annotated[bool, _JSON] = False
+    cache: Annotated[Path | None, _FOLDER] = None, json: Annotated[bool, _JSON] = False
 ) -> None:
     """Remove every finished stage; running compiles compute theirs again."""
     from edgemp.cli.output import console, print_json

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,28 +16,37 @@ def register(app: typer.Typer) -> None:
 
 
 def compile_(
-    source: Annotated[Path, typer.Argument(help="A pipeline description (.yaml) or a network (.onnx).")],
+    source: Annotated[
+        Path, typer.Argument(help="A pipeline description (.yaml) or a network (.onnx).")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.")],
-    target: Annotated[str, typer.Option(help="A target's name (see `edgemp targets`) or a .toml file.")] = "host",
+    target: Annotated[
+        str, typer.Option(help="A target's name (see `edgemp targets`) or a .toml file.")
+    ] = "host",
     samples: Annotated[
-        Optional[Path], typer.Option(help=".npz: one array per input or signal, first axis = samples.")
+        Path | None, typer.Option(help=".npz: one array per input or signal, first axis = samples.")
     ] = None,
     fidelity: Annotated[
-        Optional[float], typer.Option(min=-1, max=1, help="Minimum cosine per output, for all modules.")
+        float | None,
+        typer.Option(min=-1, max=1, help="Minimum cosine per output, for all modules."),
     ] = None,
-    budget_size: Annotated[Optional[str], typer.Option(help="All artifacts together, e.g. 62MB.")] = None,
+    budget_size: Annotated[
+        str | None, typer.Option(help="All artifacts together, e.g. 62MB.")
+    ] = None,
     budget_latency: Annotated[
-        Optional[str], typer.Option(help="All modules run once (p50), e.g. 13ms.")
+        str | None, typer.Option(help="All modules run once (p50), e.g. 13ms.")
     ] = None,
     backend: Annotated[
-        Optional[list[str]], typer.Option(help="Only these backends (repeatable).")
+        list[str] | None, typer.Option(help="Only these backends (repeatable).")
     ] = None,
     precision: Annotated[
-        Optional[list[str]], typer.Option(help="Only these precisions besides fp32 (repeatable).")
+        list[str] | None, typer.Option(help="Only these precisions besides fp32 (repeatable).")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Candidates built at a time.")] = 1,
-    seed: Annotated[int, typer.Option(help="Draws the split into calibration and held-out samples.")] = 0,
-    cache: Annotated[Optional[Path], typer.Option(help="Folder of the stage cache.")] = None,
+    seed: Annotated[
+        int, typer.Option(help="Draws the split into calibration and held-out samples.")
+    ] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the stage cache.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:

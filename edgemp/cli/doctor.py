@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Probe the machine, every backend, the compile-side packages and the cache. Exit code 2 if no backend works."""
+    """Probe the machine, every backend and the compile-side packages. Exit code 2 if no backend works."""
     import importlib.util
     import sys
     from dataclasses import asdict
@@ -33,7 +33,12 @@ def doctor(
         try:
             backends[name] = asdict(load_backend(name).probe())
         except BackendError as error:
-            backends[name] = {"available": False, "engine": name, "version": "", "problem": str(error)}
+            backends[name] = {
+                "available": False,
+                "engine": name,
+                "version": "",
+                "problem": str(error),
+            }
     packages = {
         name: importlib.util.find_spec(name) is not None
         for name in ("torch", "onnx", "onnxscript", "nncf", "joblib", "cryptography")
@@ -64,7 +69,11 @@ def doctor(
             "backends",
             ["backend", "engine", "verdict"],
             [
-                [name, f"{p['engine']} {p['version']}", "works" if p["available"] else str(p["problem"])]
+                [
+                    name,
+                    f"{p['engine']} {p['version']}",
+                    "works" if p["available"] else str(p["problem"]),
+                ]
                 for name, p in backends.items()
             ],
         )

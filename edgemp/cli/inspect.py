@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +14,15 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="The .edgemp file.")],
-    key: Annotated[Optional[Path], typer.Option(help="Public key; the bundle must be signed by it.")] = None,
-    placement: Annotated[bool, typer.Option("--placement", help="List every node's unit and precision.")] = False,
-    trials: Annotated[bool, typer.Option("--trials", help="List every candidate that was tried.")] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key; the bundle must be signed by it.")
+    ] = None,
+    placement: Annotated[
+        bool, typer.Option("--placement", help="List every node's unit and precision.")
+    ] = False,
+    trials: Annotated[
+        bool, typer.Option("--trials", help="List every candidate that was tried.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Show a bundle: pipeline, modules, what was chosen and why, where nodes run. All hashes are checked."""
@@ -33,7 +39,8 @@ def inspect(
         document["signature"] = opened.signed
         if placement:
             document["placement"] = {
-                name: [asdict(node) for node in opened.placement(name).nodes] for name in manifest.modules
+                name: [asdict(node) for node in opened.placement(name).nodes]
+                for name in manifest.modules
             }
         if trials:
             document["trials"] = {name: item["trials"] for name, item in report.items()}

@@ -15,7 +15,7 @@ from edgemp.tensor import Array
 
 
 class Writer:
-    """Collects frames into an .mp4 that appears under its name when it is complete; nothing without a path."""
+    """Collects frames into an .mp4 that appears when it is complete; without a path, does nothing."""
 
     def __init__(self, path: Path | None, render: str | None, fps: float) -> None:
         if path is not None and not path.parent.is_dir():
@@ -36,7 +36,11 @@ class Writer:
         import numpy as np
 
         frame = next(
-            (v for v in signals.values() if isinstance(v, np.ndarray) and v.ndim == 3 and v.dtype == np.uint8),
+            (
+                v
+                for v in signals.values()
+                if isinstance(v, np.ndarray) and v.ndim == 3 and v.dtype == np.uint8
+            ),
             None,
         )
         if frame is None:
@@ -49,7 +53,9 @@ class Writer:
                 str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size
             )
             if not self._video.isOpened():
-                raise EdgempError(f"OpenCV cannot write a video to {self._path}; use a name ending in .mp4")
+                raise EdgempError(
+                    f"OpenCV cannot write a video to {self._path}; use a name ending in .mp4"
+                )
         self._video.write(frame)
 
     def __enter__(self) -> Writer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,25 +14,31 @@ def register(app: typer.Typer) -> None:
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="The .edgemp file.")],
-    video: Annotated[Optional[Path], typer.Option(help="A video for the pipeline's video signal.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="A video for the pipeline's video signal.")
+    ] = None,
     samples: Annotated[
-        Optional[Path], typer.Option(help=".npz: one array per signal, first axis = steps.")
+        Path | None, typer.Option(help=".npz: one array per signal, first axis = steps.")
     ] = None,
     fps: Annotated[
-        Optional[float], typer.Option(min=0.001, help="Steps per second, instead of the source's own.")
+        float | None, typer.Option(min=0.001, help="Steps per second, instead of the source's own.")
     ] = None,
-    steps: Annotated[Optional[int], typer.Option(min=1, help="Stop after this many steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
     render: Annotated[
-        Optional[str], typer.Option(help="module:function (frame, result) -> frame, for --output.")
+        str | None, typer.Option(help="module:function (frame, result) -> frame, for --output.")
     ] = None,
-    output: Annotated[Optional[Path], typer.Option("-o", "--output", help="An .mp4 of rendered frames.")] = None,
-    key: Annotated[Optional[Path], typer.Option(help="Public key; refuse the bundle unless signed by it.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="An .mp4 of rendered frames.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key; refuse the bundle unless signed by it.")
+    ] = None,
     allow_fallback: Annotated[
         bool, typer.Option(help="Run even if nodes run elsewhere than the bundle states.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Execute a bundle step by step, gates included, and show what every result is and where it comes from."""
+    """Execute a bundle step by step, gates included; show every result and where it comes from."""
     from itertools import islice
 
     from edgemp.bench.source import SourceSpec

@@ -21,8 +21,12 @@ def register(app: typer.Typer) -> None:
 
 
 def schema(
-    document: Annotated[Document, typer.Argument(help="Which document's schema.")] = Document.pipeline,
-    json: Annotated[bool, typer.Option("--json", help="Accepted for symmetry: the schema is JSON.")] = False,
+    document: Annotated[
+        Document, typer.Argument(help="Which document's schema.")
+    ] = Document.pipeline,
+    json: Annotated[
+        bool, typer.Option("--json", help="Accepted for symmetry: the schema is JSON.")
+    ] = False,
 ) -> None:
     """Print a JSON schema (draft 2020-12) on stdout."""
     from edgemp.bundle import manifest_schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,10 +13,10 @@ def register(app: typer.Typer) -> None:
 
 
 def sign(
-    bundle: Annotated[Optional[Path], typer.Argument(help="The .edgemp file.")] = None,
-    key: Annotated[Optional[Path], typer.Option(help="Private key (Ed25519, PEM).")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="The .edgemp file.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM).")] = None,
     generate: Annotated[
-        Optional[Path], typer.Option(help="Write a new pair, NAME.pem and NAME.pub.pem.")
+        Path | None, typer.Option(help="Write a new pair, NAME.pem and NAME.pub.pem.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -37,7 +37,9 @@ def sign(
         key = key or private
     if bundle is not None:
         if key is None:
-            raise SignatureError("give the private key with --key, or make one with --generate NAME")
+            raise SignatureError(
+                "give the private key with --key, or make one with --generate NAME"
+            )
         signature.sign(bundle, key)
         document["signed"] = str(bundle)
     if not document:

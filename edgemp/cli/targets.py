@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,9 @@ def register(app: typer.Typer) -> None:
 
 
 def targets(
-    name: Annotated[Optional[str], typer.Argument(help="A target's name or a .toml file; all if left out.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A target's name or a .toml file; all if left out.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """List the targets, or show one with everything that is known about it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,8 +14,12 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="The .edgemp file.")],
-    key: Annotated[Optional[Path], typer.Option(help="Public key; the bundle must be signed by it.")] = None,
-    allow_fallback: Annotated[bool, typer.Option(help="Verify even if nodes run elsewhere than stated.")] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key; the bundle must be signed by it.")
+    ] = None,
+    allow_fallback: Annotated[
+        bool, typer.Option(help="Verify even if nodes run elsewhere than stated.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Replay the golden samples on this machine's engines and compare with the original's outputs.

@@ -59,7 +59,9 @@ def offer(
             continue
         for precision in backend.precisions(target):
             if not have_samples and not precision.lossless:
-                left_out.append(f"{name} {precision.name}: lossy, and there are no samples to check it with")
+                left_out.append(
+                    f"{name} {precision.name}: lossy, and there are no samples to check it with"
+                )
                 continue
             if wanted is not None and precision.name not in wanted and not precision.lossless:
                 continue

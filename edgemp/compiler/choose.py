@@ -39,7 +39,9 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
     for name, tried in trials.items():
         fit[name] = [t for t in tried if t.holds and t.timing and not t.slower_than_untouched]
         if not fit[name]:
-            raise FidelityError(f"module {name}: no candidate holds its bound; closest:\n" + closest(tried))
+            raise FidelityError(
+                f"module {name}: no candidate holds its bound; closest:\n" + closest(tried)
+            )
     fronts = {name: pareto(found) for name, found in fit.items()}
     picked = _search(fronts, budget)
     return {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.candidates import Candidate, Offer, offer
@@ -18,7 +20,7 @@ from edgemp.compiler.pack import pack_bundle
 from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
 from edgemp.compiler.trials import Trial, Workshop, attempt
-from edgemp.errors import EdgempError, FidelityError, SamplesError, TargetError
+from edgemp.errors import EdgempError, FidelityError, InputError, SamplesError, TargetError
 from edgemp.fidelity import call_metric
 from edgemp.isolate import Limits
 from edgemp.machine import this_machine
@@ -26,8 +28,8 @@ from edgemp.network import Network
 from edgemp.pipeline import FidelityBound, Module, Pipeline, Signal, is_path
 from edgemp.resolve import find_file, import_callable, is_factory, read_asset
 from edgemp.samples import Samples, Split, load_npz, split
-from edgemp.target import Target, load_target
-from edgemp.tensor import Feed
+from edgemp.target import Target
+from edgemp.tensor import Feed, TensorSpec
 
 GOLDENS = 2
 """Held-out samples per module that travel in the bundle, and held-out steps of the pipeline."""
@@ -41,7 +43,7 @@ class Options:
     always one at a time); with a joblib backend such as Ray registered and selected, builds go there.
     """
 
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     fidelity: float | None = None
     seed: int = 0
     jobs: int = 1
@@ -127,7 +129,9 @@ def compile_pipeline(
         )
     notes: list[str] = []
     steps = _steps(pipeline, samples)
-    originals, networks, recording, steps_split = _ingest_all(pipeline, steps, options, cache, progress)
+    originals, networks, recording, steps_split = _ingest_all(
+        pipeline, steps, options, cache, progress
+    )
     offered = offer(target, bool(steps), options.backends, options.precisions)
     notes += offered.left_out
     for text in offered.left_out:
@@ -138,7 +142,9 @@ def compile_pipeline(
     for original in originals.values():
         original.close()
     compiled = Compiled(output, target, choices, trials, notes=tuple(notes))
-    return _write(pipeline, compiled, networks, recording, steps, steps_split, cache, options, progress)
+    return _write(
+        pipeline, compiled, networks, recording, steps, steps_split, cache, options, progress
+    )
 
 
 def single_network(path: str, samples: Path | None = None) -> Pipeline:
@@ -167,9 +173,9 @@ def single_network(path: str, samples: Path | None = None) -> Pipeline:
                 f"{samples}: holds {sorted(feeds[0])}, but the network's inputs are {sorted(names)}"
             )
         for spec in inputs:
-            shapes = {feed[spec.name].shape for feed in feeds}
+            found = {feed[spec.name].shape for feed in feeds}
             seen[spec.name] = {
-                (1, *shape) if len(shape) == len(spec.shape) - 1 else shape for shape in shapes
+                (1, *shape) if len(shape) == len(spec.shape) - 1 else shape for shape in found
             }
     shapes = resolve_shapes(inputs, {}, seen, path)
     name = "".join(c if c.isalnum() else "_" for c in Path(file).stem)
@@ -214,35 +220,66 @@ def _default_limits() -> Limits:
 
 
 def _steps(pipeline: Pipeline, samples: Path | None) -> list[dict[str, Any]]:
-    """All steps of the samples, in order; empty if the pipeline has none."""
+    """All steps of the samples, in order and checked; empty if the pipeline has none.
+
+    Raises:
+        SamplesError: naming the step, if one does not fit the signals or there is none.
+    """
     if samples is not None:
-        found: Iterable[Mapping[str, Any]] = load_npz(samples)
-        return [_with_batch(pipeline, step) for step in found]
-    if pipeline.samples is None:
+        found, where = load_npz(samples), str(samples)
+    elif pipeline.samples is None:
         return []
-    if not is_factory(pipeline.samples):
-        return [
-            _with_batch(pipeline, step) for step in load_npz(find_file(pipeline.samples, "samples"))
-        ]
-    factory = import_callable(pipeline.samples, "samples")
+    elif is_factory(pipeline.samples):
+        found, where = _made(pipeline.samples), pipeline.samples
+    else:
+        path = find_file(pipeline.samples, "samples")
+        found, where = load_npz(path), str(path)
+    return [_fitted(pipeline, step, f"{where}, sample {i}") for i, step in enumerate(found)]
+
+
+def _made(reference: str) -> list[dict[str, Any]]:
+    """What a factory of steps gives."""
+    factory = import_callable(reference, "samples")
     try:
         steps = [dict(step) for step in factory()]
     except EdgempError:
         raise
     except Exception as error:  # the user's factory may fail in any way
-        raise SamplesError(f"{pipeline.samples} failed: {type(error).__name__}: {error}") from error
+        raise SamplesError(f"{reference} failed: {type(error).__name__}: {error}") from error
     if not steps:
-        raise SamplesError(f"{pipeline.samples} gave no steps")
+        raise SamplesError(f"{reference} gave no steps")
     return steps
 
 
-def _with_batch(pipeline: Pipeline, step: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample of an .npz file may leave out the batch axis of 1 that the signal has."""
-    fitted = {}
-    for name, value in step.items():
-        signal = pipeline.signals.get(name)
-        if signal is not None and signal.shape is not None and value.ndim == len(signal.shape) - 1:
-            value = value[None]
+def _fitted(pipeline: Pipeline, step: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A step as its signals declare it; a batch axis of 1 is added, float64 becomes float32.
+
+    Raises:
+        SamplesError: if a signal is absent, has another dtype or shape, or is not finite.
+    """
+    fitted = dict(step)
+    for name, signal in pipeline.signals.items():
+        if name not in step:
+            if signal.optional:
+                continue
+            raise SamplesError(f"{where}: has {sorted(step)}, but signal {name!r} is absent")
+        value = step[name]
+        if isinstance(value, np.ndarray) and signal.shape is not None:
+            if value.ndim == len(signal.shape) - 1:
+                value = value[None]
+            if value.dtype == np.float64 and signal.dtype == "float32":
+                value = value.astype(np.float32)
+        if signal.dtype is not None and signal.shape is not None:
+            try:
+                TensorSpec(name=name, dtype=signal.dtype, shape=signal.shape).check(value, where)
+            except InputError as error:
+                raise SamplesError(str(error)) from None
+        if (
+            isinstance(value, np.ndarray)
+            and value.dtype.kind == "f"
+            and not np.isfinite(value).all()
+        ):
+            raise SamplesError(f"{where}: {name!r} contains NaN or infinity; remove the sample")
         fitted[name] = value
     return fitted
 
@@ -261,7 +298,9 @@ def _ingest_all(
         progress.stage("running the original pipeline on the samples", 1)
         drawn = split(len(steps), options.seed)
         recording = record(pipeline, originals, _assets(pipeline), steps, drawn)
-        progress.advance(f"{len(drawn.calibration)} calibration, {len(drawn.held_out)} held-out steps")
+        progress.advance(
+            f"{len(drawn.calibration)} calibration, {len(drawn.held_out)} held-out steps"
+        )
     else:
         drawn = None
         samples: dict[str, Samples] = {}
@@ -274,7 +313,9 @@ def _ingest_all(
                 )
             samples[name], reference[name] = synthetic(original, options.seed)
         recording = Recording(samples, reference, ())
-        progress.note("no samples were given: only the untouched network is offered, no lossy candidate")
+        progress.note(
+            "no samples were given: only the untouched network is offered, no lossy candidate"
+        )
     progress.stage("reading networks", len(originals))
     networks = {}
     for name, original in originals.items():
@@ -344,7 +385,9 @@ def _fastest(trials: Sequence[Trial]) -> str:
     if not timed:
         return "nothing holds"
     ratio, best = min(timed, key=lambda item: item[0])
-    return f"fastest that holds: {best.candidate.label}, {ratio:.2f}x the untouched network's latency"
+    return (
+        f"fastest that holds: {best.candidate.label}, {ratio:.2f}x the untouched network's latency"
+    )
 
 
 def _write(
@@ -439,7 +482,12 @@ def _provenance(steps_split: Split | None, options: Options) -> dict[str, Any]:
         "tools": tool_versions(),
         "split": steps_split.record() if steps_split else {"synthetic": True},
         "seed": options.seed,
-        "compiled_on": {"cpu": machine.cpu, "arch": machine.arch, "os": machine.os, "cores": machine.cores},
+        "compiled_on": {
+            "cpu": machine.cpu,
+            "arch": machine.arch,
+            "os": machine.os,
+            "cores": machine.cores,
+        },
     }
 
 

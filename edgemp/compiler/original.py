@@ -66,18 +66,28 @@ class Original:
         output_names(name, module, self.output_names)
         self._session: Any = None
 
+    def open(self) -> None:
+        """Load an ONNX network in ONNX Runtime, if that has not been done.
+
+        Raises:
+            UnsupportedOpError: if ONNX Runtime does not load it.
+        """
+        if self.torch_module is None and self._session is None:
+            self._session = _reference_session(self.path, self.where)
+
     def run(self, inputs: Feed) -> dict[str, Array]:
         """Run the untouched network in fp32: torch eagerly, ONNX in ONNX Runtime."""
         feed = {name: self._normalised(name, value) for name, value in inputs.items()}
         if self.torch_module is not None:
             return run_module(self.torch_module, feed, self.where)
-        if self._session is None:
-            self._session = _reference_session(self.path, self.where)
+        self.open()
         try:
             found = self._session.run(self.output_names, feed)
         except Exception as error:  # the engine's exceptions share no public base class
             first = str(error).strip().splitlines()[0]
-            raise NetworkError(f"{self.where}: the original network fails on a sample: {first}") from error
+            raise NetworkError(
+                f"{self.where}: the original network fails on a sample: {first}"
+            ) from error
         return dict(zip(self.output_names, found, strict=True))
 
     def _normalised(self, name: str, value: Array) -> Array:
@@ -118,9 +128,19 @@ class _Tap:
     original: Original
     step: int = 0
     feeds: list[tuple[int, Feed, Feed]] = field(default_factory=list)
+    error: NetworkError | None = None
 
     def run(self, inputs: Feed) -> dict[str, Array]:
-        outputs = self.original.run(inputs)
+        try:
+            outputs = self.original.run(inputs)
+            if missing := sorted(set(self.original.output_names) - set(outputs)):
+                raise NetworkError(
+                    f"{self.original.where}: the torch module returns {sorted(outputs)}, but the "
+                    f"pipeline reads {missing}; name its outputs in the description"
+                )
+        except NetworkError as error:
+            self.error = error
+            raise
         self.feeds.append((self.step, {k: np.array(v) for k, v in inputs.items()}, outputs))
         return outputs
 
@@ -160,12 +180,16 @@ def record(
     """
     taps = {name: _Tap(original) for name, original in originals.items()}
     results: list[Mapping[str, Any]] = []
-    scheduler, outputs = _ungated(pipeline, originals, taps, assets, steps[0])
+    for original in originals.values():
+        original.open()
+    scheduler, outputs = _ungated(pipeline, originals, taps, assets)
     for index, step in enumerate(steps):
         for tap in taps.values():
             tap.step = index
-        states, _ = scheduler.step({k: step[k] for k in pipeline.signals if k in step}, float(index))
-        _raise_faults(scheduler, states)
+        states, _ = scheduler.step(
+            {k: step[k] for k in pipeline.signals if k in step}, float(index)
+        )
+        _raise_faults(scheduler, states, taps)
         if index in split.held_out:
             results.append(_result_values(pipeline, scheduler, states, outputs))
     held = set(split.held_out)
@@ -174,7 +198,9 @@ def record(
         if not tap.feeds:
             raise SamplesError(f"module {name}: the samples never reach it; give samples that do")
         held_feeds = _spread([item for item in tap.feeds if item[0] in held], HELD_OUT_FEEDS)
-        calibration = _spread([item for item in tap.feeds if item[0] not in held], CALIBRATION_FEEDS)
+        calibration = _spread(
+            [item for item in tap.feeds if item[0] not in held], CALIBRATION_FEEDS
+        )
         if not held_feeds:
             raise SamplesError(
                 f"module {name}: no held-out step reaches it; give more samples, or another --seed"
@@ -193,9 +219,8 @@ def _ungated(
     originals: Mapping[str, Original],
     taps: Mapping[str, _Tap],
     assets: Mapping[str, Mapping[str, bytes]],
-    first: Mapping[str, Any],
 ) -> tuple[Scheduler, dict[str, list[str]]]:
-    """A scheduler over the originals. A torch module's output names are learned by running up to it."""
+    """A scheduler over the originals."""
     calls: dict[str, Any] = {}
     outputs: dict[str, list[str]] = {}
     for name, function in pipeline.functions.items():
@@ -206,26 +231,43 @@ def _ungated(
         if original.torch_module is None:
             found = original.output_names
         else:
-            found = original.output_names = _torch_outputs(original)
+            found = original.output_names = _torch_outputs(pipeline, original)
         calls[name] = ModuleCall(name, module, taps[name], found, probe=original.run)
         outputs[name] = [own for own, _ in output_names(name, module, found)]
     return Scheduler(pipeline, build_nodes(pipeline, calls, outputs, gated=False)), outputs
 
 
-def _torch_outputs(original: Original) -> list[str]:
+def _torch_outputs(pipeline: Pipeline, original: Original) -> list[str]:
+    """Output names of a torch module: as declared, else as referred to, else its sole one."""
     if original.module.outputs:
         return list(original.module.outputs.values())
-    return ["output"]
+    texts = [
+        *(text for item in pipeline.modules.values() for text in item.inputs.values()),
+        *(text for item in pipeline.functions.values() for text in item.inputs.values()),
+        *pipeline.results.values(),
+    ]
+    read = [output for node, output in map(pipeline.source_of, texts) if node == original.name]
+    return sorted({*read} - {""}) or ["output"]
 
 
-def _raise_faults(scheduler: Scheduler, states: Mapping[str, Any]) -> None:
+def _raise_faults(
+    scheduler: Scheduler, states: Mapping[str, Any], taps: Mapping[str, _Tap]
+) -> None:
+    for tap in taps.values():
+        if tap.error is not None:
+            raise tap.error
     for name, state in states.items():
         if scheduler.faults[name]:
-            raise NetworkError(f"{name} fails on a sample: {state.reason.removeprefix('failed twice: ')}")
+            raise NetworkError(
+                f"{name} fails on a sample: {state.reason.removeprefix('failed twice: ')}"
+            )
 
 
 def _result_values(
-    pipeline: Pipeline, scheduler: Scheduler, states: Mapping[str, Any], outputs: Mapping[str, list[str]]
+    pipeline: Pipeline,
+    scheduler: Scheduler,
+    states: Mapping[str, Any],
+    outputs: Mapping[str, list[str]],
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, text in pipeline.results.items():
@@ -294,7 +336,8 @@ def ingest(
     module, where = original.module, original.where
     feeds = (*samples.calibration, *samples.held_out)
     raw = [
-        {name: original._normalised(name, value) for name, value in feed.items()} for feed in feeds[:1]
+        {name: original._normalised(name, value) for name, value in feed.items()}
+        for feed in feeds[:1]
     ]
 
     def build(folder: Path) -> dict[str, Any]:
@@ -328,7 +371,9 @@ def ingest(
     }
     folder, facts = cache.stage("ingest", key, build)
     inputs = tuple(TensorSpec.model_validate(item) for item in facts["inputs"])
-    outputs = _settled(tuple(TensorSpec.model_validate(item) for item in facts["outputs"]), inputs, reference)
+    outputs = _settled(
+        tuple(TensorSpec.model_validate(item) for item in facts["outputs"]), inputs, reference
+    )
     network = Network(
         name=original.name,
         model=folder / "model.onnx",
@@ -388,11 +433,17 @@ def _identity(original: Original) -> str:
     found = hashlib.sha256(repr(original.torch_module).encode())
     for name, tensor in original.torch_module.state_dict().items():
         found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(dtype=_bytes()).numpy().tobytes())
+        found.update(
+            tensor.detach().cpu().contiguous().flatten().view(dtype=_bytes()).numpy().tobytes()
+        )
     import inspect
 
     try:
-        found.update(inspect.getsource(inspect.getmodule(type(original.torch_module)) or type(original)).encode())
+        found.update(
+            inspect.getsource(
+                inspect.getmodule(type(original.torch_module)) or type(original)
+            ).encode()
+        )
     except (OSError, TypeError):
         found.update(b"no source")
     return found.hexdigest()

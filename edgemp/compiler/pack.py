@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,7 @@ def pack_bundle(
     goldens, files = pack_goldens(
         {
             name: list(
-                zip(
-                    network.samples.held_out[:GOLDENS], network.reference[:GOLDENS], strict=True
-                )
+                zip(network.samples.held_out[:GOLDENS], network.reference[:GOLDENS], strict=True)
             )
             for name, network in networks.items()
         }
@@ -56,7 +55,11 @@ def pack_bundle(
     step_records, files = pack_steps(steps)
     members.update(files)
     asset_names, files = pack_assets(
-        {f"{name}/{key}": content for name, items in assets.items() for key, content in items.items()}
+        {
+            f"{name}/{key}": content
+            for name, items in assets.items()
+            for key, content in items.items()
+        }
     )
     members.update(files)
     members[REPORT] = json.dumps(report, indent=1).encode()
@@ -98,7 +101,9 @@ def _pack_module(
         files=files,
         units=artifact.units,
         placement=placement,
-        fidelity={k: v for k, v in trial.fidelity.record().items() if v == v and abs(v) != float("inf")},
+        fidelity={
+            k: v for k, v in trial.fidelity.record().items() if isfinite(v)
+        },
         bound=bound.model_dump(mode="json"),
         latency_ms=Latency(p50=trial.timing.p50, p99=trial.timing.p99),
         ratio_to_original=trial.timing.ratio,

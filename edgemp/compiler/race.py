@@ -55,8 +55,9 @@ def race(workshop: Workshop, network: Network, trials: Sequence[Trial]) -> list[
     good = sorted((t for t in timed if t.holds), key=_ratio)[:FINALISTS]
     untouched = sorted((t for t in timed if t.candidate.lossless), key=_ratio)[:1]
     same_engines = [
-        t for t in timed if t.candidate.lossless and t.candidate.backend in
-        {g.candidate.backend for g in good}
+        t
+        for t in timed
+        if t.candidate.lossless and t.candidate.backend in {g.candidate.backend for g in good}
     ]
     finalists = list({t.candidate: t for t in [*good, *untouched, *same_engines]}.values())
     entries = {t.candidate: t for t in finalists}
@@ -71,9 +72,7 @@ def _ratio(trial: Trial) -> float:
     return trial.timing.ratio if trial.timing is not None else float("inf")
 
 
-def _run(
-    workshop: Workshop, network: Network, trials: Sequence[Trial], pace: Pace
-) -> list[Trial]:
+def _run(workshop: Workshop, network: Network, trials: Sequence[Trial], pace: Pace) -> list[Trial]:
     """One race, cached by the artifacts in it, the machine and the pace."""
     trials = sorted(trials, key=lambda trial: trial.candidate)
 

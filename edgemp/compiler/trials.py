@@ -274,5 +274,3 @@ def _feeds_digest(feeds: Sequence[Any]) -> str:
             found.update(f"{name}{value.dtype}{value.shape}".encode())
             found.update(value.tobytes())
     return found.hexdigest()
-
-

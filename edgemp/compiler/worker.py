@@ -30,14 +30,18 @@ class _Job:
         self.session: Session | None = None
         self.feeds: Sequence[Feed] = ()
 
-    def prepare(self, network: str, target: dict[str, Any], backend: str, precision: str, folder: str) -> None:
+    def prepare(
+        self, network: str, target: dict[str, Any], backend: str, precision: str, folder: str
+    ) -> None:
         """Write the prepared network's description to `folder`/network."""
         prepared = load_backend(backend).prepare(
             Network.load(Path(network)), Target.model_validate(target), precision, Path(folder)
         )
         prepared.save(Path(folder) / "network")
 
-    def compile(self, network: str, target: dict[str, Any], backend: str, precision: str, folder: str) -> None:
+    def compile(
+        self, network: str, target: dict[str, Any], backend: str, precision: str, folder: str
+    ) -> None:
         artifact = load_backend(backend).compile(
             Network.load(Path(network)), Target.model_validate(target), precision
         )

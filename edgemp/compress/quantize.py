@@ -45,7 +45,9 @@ def quantize_with_nncf(model: Any, network: Network, transformer: bool) -> Any:
     return nncf.quantize(
         model,
         nncf.Dataset(feeds),
-        preset=nncf.QuantizationPreset.MIXED if transformer else nncf.QuantizationPreset.PERFORMANCE,
+        preset=nncf.QuantizationPreset.MIXED
+        if transformer
+        else nncf.QuantizationPreset.PERFORMANCE,
         model_type=nncf.ModelType.TRANSFORMER if transformer else None,
         subset_size=len(feeds),
         fast_bias_correction=True,

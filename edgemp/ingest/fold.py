@@ -61,7 +61,10 @@ def fold_preprocess(model: Any, name: str, preprocess: Preprocess, where: str) -
     mean = np.asarray(preprocess.mean, np.float32) * 255
     std = np.asarray(preprocess.std, np.float32) * 255
     shape = (1, 3, 1, 1) if channel == 1 else (1, 1, 1, 3)
-    constants = {f"{name}__mean": mean.reshape(shape), f"{name}__scale": (1 / std).reshape(shape)}
+    constants: dict[str, Array] = {
+        f"{name}__mean": mean.reshape(shape),
+        f"{name}__scale": (1 / std).reshape(shape),
+    }
     nodes = [helper.make_node("Cast", [name], [f"{name}__float"], to=TensorProto.FLOAT)]
     at = f"{name}__float"
 
@@ -82,5 +85,5 @@ def fold_preprocess(model: Any, name: str, preprocess: Preprocess, where: str) -
         node.name = f"preprocess/{name}/{index}_{node.op_type}"
         graph.node.insert(index, node)
     for key, array in constants.items():
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array, array.dtype), key))
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), key))
     return folded

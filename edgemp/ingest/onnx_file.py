@@ -70,7 +70,9 @@ def _spec(value: Any, where: str) -> TensorSpec:
 
     tensor = value.type.tensor_type
     if value.type.WhichOneof("value") != "tensor_type":
-        raise NetworkError(f"{where}: {value.name!r} is not a tensor (sequences and maps are not supported)")
+        raise NetworkError(
+            f"{where}: {value.name!r} is not a tensor (sequences and maps are not supported)"
+        )
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     except KeyError:

@@ -80,7 +80,9 @@ def record_of(index: int, result: Result) -> truth.Record:
     return truth.Record(
         index,
         result["texts"].value or [],
-        result["boxes"].value if result["boxes"].value is not None else np.zeros((0, 4, 2), np.float32),
+        result["boxes"].value
+        if result["boxes"].value is not None
+        else np.zeros((0, 4, 2), np.float32),
         result["texts"].source,
         result["subtitles"].value or [],
     )
@@ -100,9 +102,7 @@ def annotate(bundle: Path, video: Path, scene: Scene, output: Path) -> Judged:
     """Run a bundle behind its gate on every frame; writes annotated.mp4 and still.png."""
     partial = output / ".annotated.partial.mp4"
     size = (footage.WIDTH, footage.HEIGHT)
-    writer = cv2.VideoWriter(
-        str(partial), cv2.VideoWriter.fourcc(*"mp4v"), footage.FPS, size
-    )
+    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), footage.FPS, size)
     records = []
     most = 0
     with edgemp.load(bundle) as runtime:
@@ -155,7 +155,9 @@ def main() -> int:
             progress=bars,
         )
 
-    say(f"[bold]3/5[/] run it behind its gate -> {output / 'annotated.mp4'}, {output / 'still.png'}")
+    say(
+        f"[bold]3/5[/] run it behind its gate -> {output / 'annotated.mp4'}, {output / 'still.png'}"
+    )
     judged = [
         judge("original, every 2nd frame", original, video, filmed),
         judge("compiled, every 2nd frame", bundle, video, filmed),
@@ -217,7 +219,15 @@ def check(judged: list[Judged], sizes: dict[str, int]) -> list[dict[str, Any]]:
 def print_judged(judged: list[Judged]) -> None:
     print_table(
         "text against the known captions",
-        ["run", "frames", "fresh", "characters right", "captions found", "onset p95 / max ms", "stale max ms"],
+        [
+            "run",
+            "frames",
+            "fresh",
+            "characters right",
+            "captions found",
+            "onset p95 / max ms",
+            "stale max ms",
+        ],
         [
             [
                 item.name,
@@ -239,7 +249,12 @@ def print_outcome(document: dict[str, Any], checks: list[dict[str, Any]]) -> Non
         "bounds of the example",
         ["bound", "measured", "limit", "verdict"],
         [
-            [c["what"], f"{c['value']:.3g}", f"{c['bound']:g}", "holds" if c["holds"] else "DOES NOT HOLD"]
+            [
+                c["what"],
+                f"{c['value']:.3g}",
+                f"{c['bound']:g}",
+                "holds" if c["holds"] else "DOES NOT HOLD",
+            ]
             for c in checks
         ],
     )

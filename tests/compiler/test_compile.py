@@ -281,29 +281,20 @@ def test_an_engine_that_is_not_installed_is_left_out_with_its_reason(compile_: C
 
 
 def test_nothing_is_written_when_nothing_holds_and_the_closest_are_listed(
-    conv: Given, stage_cache: Path, tmp_path: Path
+    compile_: Compile, conv: Given, tmp_path: Path, user_module: types.ModuleType
 ) -> None:
     (tmp_path / "m.edgemp").write_bytes(b"the previous bundle")
-    pipeline = Pipeline(
-        name="p",
-        signals={"x": Signal(dtype="float32", shape=(1, 3, 16, 16))},
-        modules={
-            "net": Module(
-                network=str(conv.model),
-                inputs={"x": "x"},
-                fidelity=FidelityBound(max_rel_error=1e-12),
-            )
-        },
-        results={"y": "net"},
-        samples=str(conv.samples),
-    )
+    user_module.never = lambda reference, outputs, inputs: 0.25
     with pytest.raises(FidelityError) as caught:
-        edgemp.compile(pipeline, tmp_path / "m.edgemp", cache=stage_cache, backends=["wrong"])
+        compile_(measured(conv, "user_code:never", 0.5), backends=["wrong"], precisions=["odd"])
     text = str(caught.value)
     assert caught.value.exit_code == 1
     assert "module net: no candidate holds its bound; closest:" in text
-    assert "wrong odd" in text
-    assert "max relative error" in text
+    first, *_, last = text.splitlines()[1:]
+    assert "wrong fp32" in first
+    assert "user_code:never 0.25000 < 0.5" in first
+    assert "wrong odd" in last
+    assert "min cosine" in last
     assert (tmp_path / "m.edgemp").read_bytes() == b"the previous bundle"
     assert written(tmp_path) == ["m.edgemp"]
 
@@ -317,34 +308,57 @@ def test_a_latency_budget_that_cannot_be_met_names_the_fastest(
 
 
 def test_a_size_budget_passes_over_a_faster_candidate(compile_: Compile) -> None:
-    big = compile_(backends=["onnxruntime", "slow"])
-    assert big.choices["network"].trial.candidate.backend == "onnxruntime"
-    size = big.choices["network"].trial.size_bytes
-    compiled = compile_(backends=["onnxruntime"], precisions=["fp32-w16"], budget_size=size - 1)
-    assert compiled.choices["network"].trial.candidate.precision == "fp32-w16"
-    assert compiled.choices["network"].trial.size_bytes < size
+    asked = {"backends": ["slow", "half-slow"], "precisions": ["odd"]}
+    fastest = compile_(**asked).choices["network"].trial
+    assert (fastest.candidate.backend, fastest.candidate.precision) == ("slow", "fp32")
+    choice = compile_(**asked, budget_size=fastest.size_bytes - 1).choices["network"]
+    assert choice.trial.candidate.backend == "half-slow"
+    assert choice.trial.candidate.precision == "odd"
+    assert choice.trial.size_bytes < fastest.size_bytes
+    assert "faster candidates were passed over to fit the budget" in choice.because
 
 
-def test_the_users_metric_decides_and_the_asked_fidelity_replaces_the_modules(
-    compile_: Compile, conv: Given, user_module: types.ModuleType
-) -> None:
-    user_module.strict = lambda reference, outputs, inputs: 0.4
-    pipeline = Pipeline(
+def measured(conv: Given, metric: str, minimum: float) -> Pipeline:
+    """The conv network with a task metric of the user's own."""
+    return Pipeline(
         name="p",
         signals={"x": Signal(dtype="float32", shape=(1, 3, 16, 16))},
         modules={
             "net": Module(
                 network=str(conv.model),
                 inputs={"x": "x"},
-                fidelity=FidelityBound(metric="user_code:strict", metric_min=0.5),
+                fidelity=FidelityBound(metric=metric, metric_min=minimum),
             )
         },
         results={"y": "net"},
     )
-    with pytest.raises(FidelityError, match=r"user_code:strict 0\.40000 < 0\.5"):
+
+
+def test_the_users_metric_decides(
+    compile_: Compile, conv: Given, user_module: types.ModuleType
+) -> None:
+    pipeline = measured(conv, "user_code:score", 0.5)
+    user_module.score = lambda reference, outputs, inputs: 0.4
+    with pytest.raises(FidelityError, match=r"user_code:score 0\.40000 < 0\.5"):
         compile_(pipeline)
-    user_module.strict = lambda reference, outputs, inputs: 0.6
-    assert compile_(pipeline, fidelity=-1).choices["net"].trial.fidelity.metric == 0.6
+    user_module.score = lambda reference, outputs, inputs: 0.6
+    fidelity = compile_(pipeline).choices["net"].trial.fidelity
+    assert fidelity is not None
+    assert fidelity.metric == 0.6
+
+
+def test_the_asked_fidelity_replaces_the_modules_own(compile_: Compile) -> None:
+    asked = {"backends": ["wrong"], "precisions": ["odd"]}
+    odd = {
+        bound: next(
+            t
+            for t in compile_(**asked, fidelity=bound).trials["network"]
+            if t.candidate.precision == "odd"
+        )
+        for bound in (0.99, -1.0)
+    }
+    assert not odd[0.99].holds
+    assert odd[-1.0].holds
 
 
 # Pipelines
