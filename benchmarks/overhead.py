@@ -27,7 +27,7 @@ import numpy as np
 from rows import Row, print_table, write_rows
 
 import edgemp
-from edgemp.bundle import Bundle, artifact_of, read_bundle
+from edgemp.bundle import read_bundle
 from edgemp.pipeline import GateSpec, Module, Pipeline, Signal
 from edgemp.runtime.loading import open_module
 from edgemp.target import load_target
@@ -102,25 +102,19 @@ def chained(calls: list[Callable[[Any], Any]], x: Any) -> Call:
     return run
 
 
-def bare_call(bundle: Bundle, name: str) -> Callable[[Any], Any]:
-    """One inference as the engine's own documentation writes it, with the bundle's thread count."""
-    artifact = artifact_of(bundle.manifest, name, bundle)
-    if artifact.backend == "onnxruntime":
+def bare_call(engine: str, network: Path) -> Callable[[Any], Any]:
+    """One inference of the original file as the engine's own documentation writes it, one thread."""
+    if engine == "onnxruntime":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = artifact.threads
-        session = onnxruntime.InferenceSession(artifact.files["model.onnx"], options)
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(str(network), options)
         return lambda x: session.run(None, {"x": x})[0]
     import openvino
 
-    core = openvino.Core()
-    weights = np.frombuffer(artifact.files["model.bin"], np.uint8)
-    model = core.read_model(artifact.files["model.xml"], openvino.Tensor(weights))
-    compiled = core.compile_model(
-        model,
-        "CPU",
-        {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": artifact.threads},
+    compiled = openvino.Core().compile_model(
+        str(network), "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
     )
     return lambda x: compiled({"x": x})["y"]
 
@@ -169,7 +163,7 @@ def measure(case: Case, engine: str, folder: Path, rounds: int, block: int) -> l
 
     times = interleaved(
         {
-            "bare": chained([bare_call(bundle, name) for name in names], x),
+            "bare": chained([bare_call(engine, network) for _ in names], x),
             "session": chained([lambda v, s=s: s.run({"x": v})["y"] for s in sessions], x),
             **{label: stepper(runtime) for label, runtime in runtimes.items()},
         },

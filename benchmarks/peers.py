@@ -5,7 +5,9 @@
 Engines get the same network, calibration samples and threads, batch 1, and a process each; idle
 processes are stopped; rounds are interleaved in random order, and ratios are medians over rounds.
 edgemp runs through `edgemp.load(...).step`, so its runtime's overhead counts. Fidelity is the
-smallest cosine to the fp32 original over held-out samples that no calibration saw. torch.compile
+smallest cosine to the fp32 original over held-out samples that no calibration saw. A control, the
+same edgemp bundle in a second process, shows the noise; where that is above 5 %, a ratio is called
+undecided, neither won nor lost. torch.compile
 counts warm time only; its compilation is in "first s". Rivals come with `pip install -c
 constraints.txt -e .[peers]`; one that is not installed or fails is listed with its reason.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.peers.engines import ENGINES, OURS
+from benchmarks.peers.engines import CONTROL, ENGINES, OURS
 from edgemp.errors import EdgempError, TrialError
 from edgemp.isolate import Limits, Worker, WorkerFailure
 
@@ -94,6 +94,8 @@ def compete(ring: Ring, engines: Iterable[str], say: Say) -> list[Entry]:
     entries = {name: _convert(ring, name, say) for name in engines}
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
+        if OURS[0] in entries:
+            entries[CONTROL] = replace(entries[OURS[0]], engine=CONTROL)
         for name, entry in entries.items():
             if entry.failed:
                 continue
@@ -126,11 +128,10 @@ def _convert(ring: Ring, name: str, say: Say) -> Entry:
 
 
 def _open(ring: Ring, entry: Entry, worker: Worker) -> Entry:
-    into = str(ring.into(entry.engine))
+    engine = OURS[0] if entry.engine == CONTROL else entry.engine
+    into = str(ring.into(engine))
     try:
-        first = worker.ask(
-            "open", engine=entry.engine, **ring.given, into=into, threads=ring.threads
-        )
+        first = worker.ask("open", engine=engine, **ring.given, into=into, threads=ring.threads)
         # Before the check, whose reference outputs and copies are no part of the engine.
         peak = worker.peak_memory_bytes
         found = worker.ask("check", **ring.given)
@@ -147,7 +148,11 @@ def _time(entries: dict[str, Entry], workers: Mapping[str, Worker], pace: Pace) 
         shuffle.shuffle(order)
         for name in list(order):
             entry = entries[name]
-            if played >= GIVE_UP_AFTER and name not in OURS and _hopeless(entry, entries):
+            if (
+                played >= GIVE_UP_AFTER
+                and name not in (*OURS, CONTROL)
+                and _hopeless(entry, entries)
+            ):
                 order.remove(name)
                 continue
             try:

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.arena import Entry
-from benchmarks.peers.engines import ENGINES, OURS
+from benchmarks.peers.engines import CONTROL, ENGINES, OURS
 
 AS_FAITHFUL = 1e-4
 """A rival is as faithful when its min cosine is no more than this below edgemp's."""
+
+TOO_NOISY = 0.05
+"""Where one bundle in two processes differs by more than this, no ratio is called won or lost."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,21 @@ def ratio(entry: Entry, base: Entry) -> Ratio:
     return Ratio(middle, low, high)
 
 
+def noise(entries: Sequence[Entry]) -> float | None:
+    """How far the same bundle in two processes is apart, as a share; None without the control."""
+    by_name = {entry.engine: entry for entry in entries if entry.times}
+    if CONTROL not in by_name or OURS[0] not in by_name:
+        return None
+    found = ratio(by_name[CONTROL], by_name[OURS[0]])
+    return max(abs(found.middle - 1), (found.high - found.low) / 2)
+
+
 def eligible(ours: Entry, entries: Sequence[Entry]) -> list[Entry]:
     """The rivals that ran and are at least as faithful as `ours`, fastest first."""
     found = [
         entry
         for entry in entries
-        if entry.engine not in OURS
+        if entry.engine not in (*OURS, CONTROL)
         and entry.times
         and entry.cosine_min >= ours.cosine_min - AS_FAITHFUL
     ]
@@ -60,10 +72,13 @@ def rows(case: str, entries: Sequence[Entry]) -> list[Row]:
     """All rows of one workload. edgemp that failed is a row that does not hold."""
     made: list[Row] = []
     by_name = {entry.engine: entry for entry in entries}
-    rivals = [entry for entry in entries if entry.engine not in OURS]
+    rivals = [entry for entry in entries if entry.engine not in (*OURS, CONTROL)]
+    apart = noise(entries)
     for name in OURS:
         if name in by_name:
-            made += _ours(f"{case} ({name})", by_name[name], rivals)
+            made += _ours(f"{case} ({name})", by_name[name], rivals, apart)
+    if apart is not None:
+        made.append(Row(case, "noise", _finite(apart), None, None, {}))
     made += [
         Row(case, f"not measured: {entry.engine}", None, None, None, {entry.engine: entry.failed})
         for entry in rivals
@@ -72,7 +87,7 @@ def rows(case: str, entries: Sequence[Entry]) -> list[Row]:
     return made
 
 
-def _ours(case: str, ours: Entry, rivals: Sequence[Entry]) -> list[Row]:
+def _ours(case: str, ours: Entry, rivals: Sequence[Entry], apart: float | None) -> list[Row]:
     goal = "<= 1.0 (lower quartile of paired rounds)"
     if not ours.times:
         return [Row(case, "latency_over_best_rival", None, goal, False, {ours.engine: ours.failed})]
@@ -80,6 +95,9 @@ def _ours(case: str, ours: Entry, rivals: Sequence[Entry]) -> list[Row]:
     ran = [rival for rival in rivals if rival.times]
     best = eligible(ours, rivals)
     over = ratio(ours, best[0]) if best else None
+    decided = over is not None and (apart is None or apart <= TOO_NOISY)
+    if over is not None and not decided:
+        goal = f"{goal}; undecided: the same bundle twice is {apart:.0%} apart"
 
     def others(figure: str) -> dict[str, float | str | None]:
         return {rival.engine: _finite(getattr(rival, figure)) for rival in ran}
@@ -90,7 +108,7 @@ def _ours(case: str, ours: Entry, rivals: Sequence[Entry]) -> list[Row]:
             "latency_over_best_rival",
             _finite(over.middle) if over else None,
             goal if over else None,
-            over.low <= 1.0 if over else None,
+            over.low <= 1.0 if over and decided else None,
             {entry.engine: _finite(ratio(ours, entry).middle) for entry in best},
         ),
         Row(
@@ -167,7 +185,10 @@ def summary(made: Sequence[Row], console: Any) -> None:
     """One line per workload and bound: edgemp over the best rival that is as faithful."""
     from rich.table import Table
 
-    table = Table(title="edgemp / best rival of equal or better fidelity (goal: <= 1.0)")
+    table = Table(
+        title="edgemp / best rival of equal or better fidelity (goal: <= 1.0)",
+        caption=f"undecided: one bundle in two processes is more than {TOO_NOISY:.0%} apart",
+    )
     for heading in ("workload", "ratio", "best rival", "chosen", "min cosine", "holds"):
         table.add_column(heading)
     for row in made:
@@ -180,6 +201,6 @@ def summary(made: Sequence[Row], console: Any) -> None:
             next(iter(row.rivals), "none is as faithful"),
             str(mine.get("chosen", "")),
             str(mine.get("cosine_min", "")),
-            {None: "", True: "yes", False: "NO"}[row.holds],
+            {None: "undecided" if row.value else "", True: "yes", False: "NO"}[row.holds],
         )
     console.print(table)

@@ -62,13 +62,12 @@ def _guarded(app: object) -> int:
     try:
         app()  # type: ignore[operator]
     except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer turns Ctrl-C into this
+            _report("Interrupted", "interrupted; nothing half-written was left behind")
         return ended.code if isinstance(ended.code, int) else 2
     except EdgempError as error:
         _report(type(error).__name__, str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        _report("Interrupted", "interrupted; nothing half-written was left behind")
-        return INTERRUPTED
     except Exception as error:
         # A bug of ours must not exit with 1, which means that a bound does not hold.
         traceback.print_exc()

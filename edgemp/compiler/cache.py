@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,12 +13,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Any
 
 from edgemp.errors import CacheError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 DONE = "done.json"
 PARTIAL = ".partial-"
+YOUNG_S = 60.0
+"""A partial stage younger than this may not have taken its lock yet."""
 _ENTRY = re.compile(rf"[0-9a-f]{{64}}|{re.escape(PARTIAL)}.+")
 
 
@@ -81,6 +90,7 @@ class StageCache:
     def _temporary(self, stage: str) -> Iterator[Path]:
         try:
             (self.root / stage).mkdir(parents=True, exist_ok=True)
+            self._sweep(stage)
             temporary = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.root / stage))
         except OSError as error:
             raise CacheError(
@@ -88,9 +98,19 @@ class StageCache:
                 "choose another folder with --cache or EDGEMP_CACHE"
             ) from error
         try:
-            yield temporary
+            with _locked(temporary):
+                yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _sweep(self, stage: str) -> None:
+        """Remove what killed compiles left: a compile that lives holds a lock on its folder."""
+        for folder in (self.root / stage).glob(f"{PARTIAL}*"):
+            with contextlib.suppress(OSError):
+                if time() - folder.stat().st_mtime > YOUNG_S:
+                    with _locked(folder) as abandoned:
+                        if abandoned:
+                            shutil.rmtree(folder, ignore_errors=True)
 
     def info(self) -> dict[str, dict[str, int]]:
         """Entries and bytes per kind of stage."""
@@ -115,6 +135,25 @@ class StageCache:
             for folder in self.root.glob("*/*")
             if _ENTRY.fullmatch(folder.name) and folder.is_dir()
         )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds a folder's lock; yields whether it was free (never, where the OS has no flock)."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        free = False
+    else:
+        free = True
+    try:
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 def default_root() -> Path:

@@ -101,9 +101,7 @@ def _pack_module(
         files=files,
         units=artifact.units,
         placement=placement,
-        fidelity={
-            k: v for k, v in trial.fidelity.record().items() if isfinite(v)
-        },
+        fidelity={k: v for k, v in trial.fidelity.record().items() if isfinite(v)},
         bound=bound.model_dump(mode="json"),
         latency_ms=Latency(p50=trial.timing.p50, p99=trial.timing.p99),
         ratio_to_original=trial.timing.ratio,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,109 +41,160 @@ def race(workshop: Workshop, network: Network, trials: Sequence[Trial]) -> list[
 
     Heats time everything at the full thread count. The final repeats the fastest that hold their
     bound, and the untouched network, at every thread count of the target. The ratio of a round is
-    candidate over untouched network (the fastest lossless one), both timed in that round.
+    candidate over untouched network (the fastest lossless one), both timed in that round. The whole
+    race is one cached stage: keyed by the artifacts in it, which of them hold, and the machine.
     """
-    runners = [trial for trial in trials if trial.status == "ok"]
+    runners = sorted((t for t in trials if t.status == "ok"), key=lambda t: t.candidate)
     others = [trial for trial in trials if trial.status != "ok"]
     if not runners:
         return others
-    heats = _run(workshop, network, runners, HEATS)
+
+    def measure(folder: Path) -> dict[str, Any]:
+        save_feeds(folder / "feeds.npz", network.samples.held_out)
+        with _Track(workshop, folder / "feeds.npz") as track:
+            heats = track.run(runners, HEATS)
+            final = track.run(_entries(workshop, _judge(runners, heats)), FINAL)
+        return {"heats": heats.record(), "final": final.record()}
+
+    key = {
+        "artifacts": [[t.folder.name if t.folder else "", t.holds] for t in runners],
+        "machine": this_machine().fingerprint,
+        "paces": [[p.rounds, p.seconds, p.at_least] for p in (HEATS, FINAL)],
+        "held_out": len(network.samples.held_out),
+        "threads": workshop.target.thread_counts,
+    }
+    _, record = workshop.cache.stage("race", key, measure)
+    timed = _judge(runners, _Laps.of(record["heats"]))
+    final = _judge(_entries(workshop, timed), _Laps.of(record["final"]))
+    named = {t.candidate for t in final if t.timing is not None}
+    return [
+        *(t for t in final if t.timing),
+        *(t for t in timed if t.candidate not in named),
+        *others,
+    ]
+
+
+def _entries(workshop: Workshop, heats: Sequence[Trial]) -> list[Trial]:
+    """The finalists: the fastest that hold and the untouched networks to compare them with."""
     timed = [trial for trial in heats if trial.timing is not None]
-    others += [trial for trial in heats if trial.timing is None]
-    if not timed:
-        return others
     good = sorted((t for t in timed if t.holds), key=_ratio)[:FINALISTS]
     untouched = sorted((t for t in timed if t.candidate.lossless), key=_ratio)[:1]
-    same_engines = [
-        t
-        for t in timed
-        if t.candidate.lossless and t.candidate.backend in {g.candidate.backend for g in good}
-    ]
-    finalists = list({t.candidate: t for t in [*good, *untouched, *same_engines]}.values())
-    entries = {t.candidate: t for t in finalists}
+    engines = {t.candidate.backend for t in good}
+    same = [t for t in timed if t.candidate.lossless and t.candidate.backend in engines]
+    entries = {t.candidate: t for t in [*good, *untouched, *same]}
     for threads in workshop.target.thread_counts[1:]:
         entries |= {t.candidate: t for t in with_threads([*good, *untouched], threads)}
-    final = _run(workshop, network, list(entries.values()), FINAL)
-    named = {t.candidate for t in final if t.timing is not None}
-    return [*final, *(t for t in timed if t.candidate not in named), *others]
+    return sorted(entries.values(), key=lambda t: t.candidate)
 
 
 def _ratio(trial: Trial) -> float:
     return trial.timing.ratio if trial.timing is not None else float("inf")
 
 
-def _run(workshop: Workshop, network: Network, trials: Sequence[Trial], pace: Pace) -> list[Trial]:
-    """One race, cached by the artifacts in it, the machine and the pace."""
-    trials = sorted(trials, key=lambda trial: trial.candidate)
+@dataclass(frozen=True)
+class _Laps:
+    """Per candidate label: milliseconds of every run, round by round, or why there are none.
 
-    def measure(folder: Path) -> dict[str, Any]:
-        save_feeds(folder / "feeds.npz", network.samples.held_out)
-        return _measure(workshop, trials, folder / "feeds.npz", pace)
+    Also the milliseconds from opening to the first result, and the peak memory of the process.
+    """
 
-    key = {
-        "artifacts": [[t.folder.name if t.folder else "", t.candidate.threads] for t in trials],
-        "machine": this_machine().fingerprint,
-        "pace": [pace.rounds, pace.seconds, pace.at_least],
-        "samples": len(network.samples.held_out),
-    }
-    _, record = workshop.cache.stage("race", key, measure)
-    return _judge(trials, record["times"], record["failures"])
+    times: dict[str, list[list[float]]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    opened: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        return {"times": self.times, "failures": self.failures, "opened": self.opened}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> _Laps:
+        return cls(record["times"], record["failures"], record["opened"])
 
 
-def _measure(
-    workshop: Workshop, trials: Sequence[Trial], feeds: Path, pace: Pace
-) -> dict[str, Any]:
-    failures: dict[str, str] = {}
-    times: dict[str, list[list[float]]] = {}
-    order = list(range(len(trials)))
-    shuffle = random.Random(0)
-    with ExitStack() as stack:
-        workers: dict[int, Worker] = {}
-        for i, trial in enumerate(trials):
-            worker = stack.enter_context(Worker(workshop.limits))
+class _Track:
+    """Open candidates, each in its own process that is stopped while another one runs."""
+
+    def __init__(self, workshop: Workshop, feeds: Path) -> None:
+        self._workshop = workshop
+        self._feeds = feeds
+        self._stack = ExitStack()
+        self._workers: dict[str, Worker] = {}
+        self._opened: dict[str, float] = {}
+        self._shuffle = random.Random(0)
+
+    def __enter__(self) -> _Track:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, trials: Sequence[Trial], pace: Pace) -> _Laps:
+        """Time all trials in shuffled rounds; a process of an earlier run is used again."""
+        laps = _Laps()
+        order = []
+        for trial in trials:
+            label = trial.candidate.label
             try:
-                worker.ask(
-                    "open",
-                    artifact=str(trial.folder),
-                    threads=trial.candidate.threads,
-                    target=workshop.target.model_dump(mode="json"),
-                    feeds=str(feeds),
-                )
-                workers[i] = worker
-                times[str(i)] = []
+                self._open(trial)
+                laps.times[label] = []
+                order.append(label)
             except (WorkerFailure, TrialError) as error:
-                failures[str(i)] = str(error)
+                laps.failures[label] = str(error)
         for _ in range(pace.rounds):
-            shuffle.shuffle(order)
-            for i in [i for i in order if i in workers]:
+            self._shuffle.shuffle(order)
+            for label in list(order):
                 try:
-                    times[str(i)].append(
-                        workers[i].ask("time", seconds=pace.seconds, at_least=pace.at_least)
+                    laps.times[label].append(
+                        self._workers[label].ask(
+                            "time", seconds=pace.seconds, at_least=pace.at_least
+                        )
                     )
                 except (WorkerFailure, TrialError) as error:
-                    failures[str(i)] = str(error)
-                    del workers[i], times[str(i)]
-    return {"times": times, "failures": failures}
+                    laps.failures[label] = str(error)
+                    del laps.times[label]
+                    order.remove(label)
+        for label in order:
+            laps.opened[label] = (self._opened[label], self._workers[label].peak_memory_bytes)
+        return laps
+
+    def _open(self, trial: Trial) -> None:
+        label = trial.candidate.label
+        if label in self._workers:
+            return
+        worker = self._stack.enter_context(Worker(self._workshop.limits))
+        self._opened[label] = worker.ask(
+            "open",
+            artifact=str(trial.folder),
+            threads=trial.candidate.threads,
+            target=self._workshop.target.model_dump(mode="json"),
+            feeds=str(self._feeds),
+        )
+        self._workers[label] = worker
 
 
-def _judge(
-    trials: Sequence[Trial], times: Mapping[str, list[list[float]]], failures: Mapping[str, str]
-) -> list[Trial]:
-    rounds = {int(i): np.array([median(r) for r in found]) for i, found in times.items()}
+def _judge(trials: Sequence[Trial], laps: _Laps) -> list[Trial]:
+    rounds = {
+        i: np.array([median(r) for r in laps.times[trial.candidate.label]])
+        for i, trial in enumerate(trials)
+        if trial.candidate.label in laps.times
+    }
     lossless = [i for i in rounds if trials[i].candidate.lossless]
     judged = []
     for i, trial in enumerate(trials):
+        label = trial.candidate.label
         if i not in rounds or not lossless:
-            reason = failures.get(str(i), "the untouched network could not be timed")
+            reason = laps.failures.get(label, "the untouched network could not be timed")
             judged.append(replace(trial, status="failed", stage="time", reason=reason, timing=None))
             continue
+        first_result, memory = laps.opened[label]
         base = min(lossless, key=lambda j: float(np.median(rounds[j])))
         own = _same_engine(trial.candidate, [(j, trials[j].candidate) for j in lossless], base)
         ratios = rounds[i] / rounds[base]
-        runs = np.concatenate([np.array(r) for r in times[str(i)]])
+        runs = np.concatenate([np.array(r) for r in laps.times[label]])
         judged.append(
             replace(
                 trial,
+                first_result_ms=first_result,
+                peak_memory_bytes=memory,
                 timing=Timing(
                     p50=float(np.median(runs)),
                     p99=float(np.percentile(runs, 99)),

@@ -19,7 +19,7 @@ from edgemp.isolate import Limits, Worker, WorkerFailure
 from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.pipeline import FidelityBound
-from edgemp.samples import read_feeds, save_feeds
+from edgemp.samples import read_feeds
 from edgemp.target import Target
 
 Status = Literal["ok", "failed"]
@@ -101,18 +101,19 @@ class Workshop:
 def attempt(
     workshop: Workshop, network: Network, bound: FidelityBound, candidate: Candidate
 ) -> Trial:
-    """Build and check one candidate in processes of its own; whatever goes wrong is in the trial."""
+    """Build and check one candidate in a process of its own; whatever goes wrong is in the trial."""
     stage = "build"
-    try:
-        folder, facts = _build(workshop, network, candidate)
-        if facts.get("failed"):
-            return Trial(candidate, "failed", facts["stage"], facts["failed"])
-        stage = "check"
-        checked, record = _check(workshop, network, candidate, folder)
-        if record.get("failed"):
-            return Trial(candidate, "failed", "check", record["failed"], folder)
-    except TrialError as error:
-        return Trial(candidate, "failed", stage, str(error))
+    with _Bench(workshop.limits) as bench:
+        try:
+            folder, facts = _build(workshop, bench, network, candidate)
+            if facts.get("failed"):
+                return Trial(candidate, "failed", facts["stage"], facts["failed"])
+            stage = "check"
+            checked, record = _check(workshop, bench, network, candidate, folder)
+            if record.get("failed"):
+                return Trial(candidate, "failed", "check", record["failed"], folder)
+        except TrialError as error:
+            return Trial(candidate, "failed", stage, str(error))
     outputs = read_feeds(checked / "outputs.npz")
     fidelity = measure(
         network.reference, outputs, network.samples.held_out, bound, f"module {network.name}"
@@ -124,15 +125,33 @@ def attempt(
         reason="; ".join(fidelity.violations),
         folder=folder,
         size_bytes=facts["size_bytes"],
-        peak_memory_bytes=record["peak_memory_bytes"],
-        first_result_ms=record["first_result_ms"],
         transforms=tuple(facts["transforms"]),
         fidelity=fidelity,
     )
 
 
+class _Bench:
+    """The candidate's process, started by the first request: a cached candidate needs none at all."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._worker: Worker | None = None
+
+    def ask(self, request: str, **arguments: Any) -> Any:
+        if self._worker is None:
+            self._worker = Worker(self._limits)
+        return self._worker.ask(request, **arguments)
+
+    def __enter__(self) -> _Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+
 def _build(
-    workshop: Workshop, network: Network, candidate: Candidate
+    workshop: Workshop, bench: _Bench, network: Network, candidate: Candidate
 ) -> tuple[Path, dict[str, Any]]:
     """Prepare and compile; ordinary errors are cached too, so that a second compile need not repeat them."""
     backend = load_backend(candidate.backend)
@@ -148,21 +167,14 @@ def _build(
         "engine": f"{probe.engine} {probe.version}",
         "tools": tool_versions(),
     }
+    asked = {"target": target, "backend": candidate.backend, "precision": candidate.precision}
 
     def prepare(folder: Path) -> dict[str, Any]:
-        with Worker(workshop.limits) as worker:
-            network.save(folder / "source")
-            try:
-                worker.ask(
-                    "prepare",
-                    network=str(folder / "source"),
-                    target=target,
-                    backend=candidate.backend,
-                    precision=candidate.precision,
-                    folder=str(folder),
-                )
-            except WorkerFailure as failure:
-                return {"failed": _lasting(failure), "stage": "prepare"}
+        source = _source(workshop, network)
+        try:
+            bench.ask("prepare", network=str(source), folder=str(folder), **asked)
+        except WorkerFailure as failure:
+            return {"failed": _lasting(failure), "stage": "prepare"}
         return {"transforms": list(Network.load(folder / "network").transforms)}
 
     prepared, facts = workshop.cache.stage("prepare", {**common, "needs": needs}, prepare)
@@ -170,18 +182,10 @@ def _build(
         return prepared, facts
 
     def compile_(folder: Path) -> dict[str, Any]:
-        with Worker(workshop.limits) as worker:
-            try:
-                worker.ask(
-                    "compile",
-                    network=str(prepared / "network"),
-                    target=target,
-                    backend=candidate.backend,
-                    precision=candidate.precision,
-                    folder=str(folder),
-                )
-            except WorkerFailure as failure:
-                return {"failed": _lasting(failure), "stage": "compile"}
+        try:
+            bench.ask("compile", network=str(prepared / "network"), folder=str(folder), **asked)
+        except WorkerFailure as failure:
+            return {"failed": _lasting(failure), "stage": "compile"}
         return {
             "size_bytes": load_artifact(folder).size_bytes,
             "transforms": facts["transforms"],
@@ -191,26 +195,40 @@ def _build(
     return workshop.cache.stage("compile", key, compile_)
 
 
+def _source(workshop: Workshop, network: Network) -> Path:
+    """The network with its samples on disk, written once for all candidates."""
+
+    def save(folder: Path) -> dict[str, Any]:
+        network.save(folder)
+        return {}
+
+    key = {
+        "network": network.digest,
+        "calibration": _feeds_digest(network.samples.calibration),
+        "held_out": _feeds_digest(network.samples.held_out),
+        "reference": _feeds_digest(network.reference),
+    }
+    return workshop.cache.stage("samples", key, save)[0]
+
+
 def _check(
-    workshop: Workshop, network: Network, candidate: Candidate, artifact: Path
+    workshop: Workshop, bench: _Bench, network: Network, candidate: Candidate, artifact: Path
 ) -> tuple[Path, dict[str, Any]]:
     """Run the held-out samples on the engine; the outputs are cached, the verdict is not."""
 
     def run(folder: Path) -> dict[str, Any]:
-        save_feeds(folder / "held_out.npz", network.samples.held_out)
-        with Worker(workshop.limits) as worker:
-            try:
-                first = worker.ask(
-                    "open",
-                    artifact=str(artifact),
-                    threads=candidate.threads,
-                    target=workshop.target.model_dump(mode="json"),
-                    feeds=str(folder / "held_out.npz"),
-                )
-                worker.ask("outputs", path=str(folder / "outputs.npz"))
-            except WorkerFailure as failure:
-                return {"failed": _lasting(failure)}
-            return {"first_result_ms": first, "peak_memory_bytes": worker.peak_memory_bytes}
+        try:
+            bench.ask(
+                "open",
+                artifact=str(artifact),
+                threads=candidate.threads,
+                target=workshop.target.model_dump(mode="json"),
+                feeds=str(_source(workshop, network) / "held_out.npz"),
+            )
+            bench.ask("outputs", path=str(folder / "outputs.npz"))
+        except WorkerFailure as failure:
+            return {"failed": _lasting(failure)}
+        return {}
 
     key = {
         "artifact": artifact.name,

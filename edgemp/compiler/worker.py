@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
-import resource
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, TextIO
+from typing import Any
 
 from edgemp.backends import load_backend
 from edgemp.backends.base import Session
 from edgemp.compiler.artifacts import load_artifact, save_artifact
 from edgemp.errors import BackendError
+from edgemp.isolate import serve
 from edgemp.network import Network
-from edgemp.samples import read_feeds, save_feeds
+from edgemp.samples import Samples, read_feeds, save_feeds
 from edgemp.target import Target
 from edgemp.tensor import Feed
 
@@ -37,7 +33,8 @@ class _Job:
         prepared = load_backend(backend).prepare(
             Network.load(Path(network)), Target.model_validate(target), precision, Path(folder)
         )
-        prepared.save(Path(folder) / "network")
+        # Compiling needs no samples, and a copy of them for every precision would fill the cache.
+        replace(prepared, samples=Samples(), reference=()).save(Path(folder) / "network")
 
     def compile(
         self, network: str, target: dict[str, Any], backend: str, precision: str, folder: str
@@ -85,30 +82,5 @@ class _Job:
         return self.session
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this process when its parent dies; a stopped process could not notice itself."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def main() -> None:
-    _die_with_parent()
-    # What engines print belongs to the log; the protocol keeps the real standard output to itself.
-    protocol: TextIO = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    job = _Job()
-    for line in sys.stdin:
-        message = json.loads(line)
-        call: Callable[..., Any] = getattr(job, message.pop("request"))
-        try:
-            answer: dict[str, Any] = {"value": call(**message)}
-        except Exception as error:  # whatever an engine raises becomes a recorded trial
-            answer = {"error": str(error) or type(error).__name__, "kind": type(error).__name__}
-        answer["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        protocol.write(json.dumps(answer) + "\n")
-        protocol.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(_Job())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 from edgemp.bundle import Bundle, check_runnable
@@ -36,10 +37,19 @@ class Verdict:
         return next((module.name for module in self.modules if not module.holds), None)
 
     def record(self) -> dict[str, Any]:
+        """The document that `edgemp verify --json` prints; an infinite error is null."""
         return {
             "holds": self.first_diverging is None,
             "first_diverging": self.first_diverging,
-            "modules": {module.name: asdict(module) for module in self.modules},
+            "modules": {
+                module.name: asdict(module)
+                | {
+                    "max_rel_error": module.max_rel_error
+                    if isfinite(module.max_rel_error)
+                    else None
+                }
+                for module in self.modules
+            },
         }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.peers import arena, inputs
 from benchmarks.peers.arena import Entry, Pace, Ring, compete
-from benchmarks.peers.engines import ENGINES, OURS
+from benchmarks.peers.engines import CONTROL, ENGINES, OURS
 from benchmarks.peers.engines.onnxruntime_cpu import OnnxRuntime
 from benchmarks.peers.report import eligible, ratio, rows
 from benchmarks.peers.workloads import WORKLOADS
@@ -62,6 +62,17 @@ def test_a_rival_that_failed_is_listed_with_its_reason() -> None:
     made = rows("case", [entry("edgemp", 1.0, 1.0), entry("mnn-fp32", -1, failed="no Attention")])
     (row,) = [row for row in made if row.metric == "not measured: mnn-fp32"]
     assert row.rivals == {"mnn-fp32": "no Attention"}
+
+
+def test_a_ratio_within_the_noise_of_the_same_bundle_twice_is_neither_won_nor_lost() -> None:
+    ours, rival = entry("edgemp", 1.0, 10, 10, 10), entry("torch", 1.0, 9, 9, 9)
+    assert verdict(ours, rival, entry(CONTROL, 1.0, 8, 8, 8)) == (1.111111, None)
+    assert verdict(ours, rival, entry(CONTROL, 1.0, 10, 10.1, 10)) == (1.111111, False)
+
+
+def test_the_control_is_no_rival() -> None:
+    ours, control = entry("edgemp", 1.0, 10), entry(CONTROL, 1.0, 10)
+    assert eligible(ours, [control]) == []
 
 
 def test_edgemp_failing_is_a_claim_that_does_not_hold() -> None:

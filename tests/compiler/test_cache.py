@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -107,6 +108,25 @@ def test_what_a_killed_compile_left_is_not_counted_and_is_cleared(tmp_path: Path
     assert cache.info()["prepare"]["entries"] == 1
     assert cache.clear() > 500
     assert not left.exists()
+
+
+def test_the_next_compile_removes_what_a_killed_one_left_and_nothing_that_is_in_use(
+    tmp_path: Path,
+) -> None:
+    left, young = (tmp_path / "prepare" / f".partial-{name}" for name in ("left", "young"))
+    left.mkdir(parents=True)
+    young.mkdir()
+    os.utime(left, (0, 0))
+
+    def outer(folder: Path) -> dict[str, Any]:
+        os.utime(folder, (0, 0))
+        StageCache(tmp_path).stage("prepare", {"a": 2}, Build())
+        assert folder.is_dir()
+        return {}
+
+    StageCache(tmp_path).stage("prepare", {"a": 1}, outer)
+    assert not left.exists()
+    assert young.exists()
 
 
 def test_info_counts_entries_and_bytes_and_clear_frees_them(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def joined(**inputs: Any) -> tuple[Any, ...]:
 
 
 class Wired:
-    """A runtime of nodes that answer with the tuple of what they read; `gated` ones obey a script."""
+    """A runtime of nodes that answer with the tuple of what they read; `gated` ones by a script."""
 
     def __init__(
         self,

@@ -14,6 +14,9 @@ from benchmarks.peers.engines.pytorch import PyTorch
 OURS = ("edgemp", "edgemp-0.999")
 """edgemp with its default bound (cosine 0.99), and with 0.999."""
 
+CONTROL = "edgemp-control"
+"""The bundle of "edgemp" in a second process: what their ratio differs from 1 by is the noise."""
+
 _ALL: tuple[Engine, ...] = (
     Edgemp(OURS[0], 0.99),
     Edgemp(OURS[1], 0.999),
@@ -38,3 +41,4 @@ _ALL: tuple[Engine, ...] = (
 )
 
 ENGINES = {engine.name: engine for engine in _ALL}
+"""By name; the control is no choice of its own, the race adds it beside edgemp."""
