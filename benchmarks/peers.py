@@ -27,6 +27,8 @@ from pathlib import Path
 from time import monotonic
 
 THREADS = 2
+MEMORY_BYTES = 8 << 30
+"""Of each process: some converters would take all that the machine has."""
 QUICK_WORKLOADS = ("recogniser",)
 QUICK_ENGINES = (
     "edgemp", "torch", "ort-fp32", "ort-int8-dynamic", "openvino-fp32", "openvino-bf16",
@@ -52,7 +54,8 @@ def main() -> int:
     engines = args.engines or (QUICK_ENGINES if args.quick else tuple(ENGINES))
     pace = Pace(7, 0.1, 3, 24, 12) if args.quick else Pace(15, 0.3, 3, 48, 24)
     threads = _two_cores()
-    limits = Limits(seconds=3600, memory_bytes=(this_machine().memory_bytes or 16 << 30) * 7 // 10)
+    memory = this_machine().memory_bytes or MEMORY_BYTES
+    limits = Limits(seconds=3600, memory_bytes=min(MEMORY_BYTES, memory // 2))
     console = Console(width=170)
     began = monotonic()
 

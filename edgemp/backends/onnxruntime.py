@@ -145,8 +145,6 @@ class OnnxRuntimeSession:
         options.inter_op_num_threads = 1
         options.execution_mode = engine.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
-        # Denormals slow float kernels down several times on x86 and carry no information here.
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         # Idle worker threads that go on spinning would steal the cores from the next module's engine.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:

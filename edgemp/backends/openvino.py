@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,9 @@ from edgemp.target import Target
 from edgemp.tensor import Array, Feed
 
 DEVICE = "CPU"
+MAX_XML_BYTES = 256 << 20
+"""An XML holds the graph without weights; a larger one is a decompression bomb."""
+
 _HINT = {"fp32": "f32", "fp32-w16": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 
 
@@ -165,7 +170,7 @@ class OpenVinoSession:
         self._weights = np.frombuffer(artifact.files["model.bin"], np.uint8)
         try:
             model = core.read_model(
-                gzip.decompress(artifact.files["model.xml.gz"]),
+                _unzipped(artifact.files["model.xml.gz"]),
                 openvino.Tensor(self._weights, shape=[self._weights.size], type=openvino.Type.u8)
                 if self._weights.size
                 else openvino.Tensor(openvino.Type.u8, [0]),
@@ -239,6 +244,27 @@ def _text(info: Mapping[str, Any], key: str) -> str:
     # An OVAny map: it has `in` and [], but no `get`.
     value = info[key] if key in info else ""  # noqa: SIM401
     return str(getattr(value, "value", value))
+
+
+def _unzipped(content: bytes) -> bytes:
+    """The model's XML.
+
+    Raises:
+        BackendError: if it is damaged, or unpacks to more than `MAX_XML_BYTES`.
+    """
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+            text = stream.read(MAX_XML_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BackendError(
+            f"openvino cannot load the network: model.xml.gz is damaged: {error}"
+        ) from None
+    if len(text) > MAX_XML_BYTES:
+        raise BackendError(
+            "openvino cannot load the network: model.xml.gz unpacks to more than "
+            f"{MAX_XML_BYTES >> 20} MiB"
+        )
+    return text
 
 
 def _load_error(error: RuntimeError) -> BackendError | UnsupportedOpError:

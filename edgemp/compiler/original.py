@@ -297,7 +297,12 @@ def synthetic(original: Original, seed: int = 0) -> tuple[Samples, tuple[Feed, .
         feed: dict[str, Array] = {}
         for spec in original.specs:
             shape = tuple(dim if dim is not None else 1 for dim in shapes[spec.name])
-            if spec.dtype in {"float32", "float16", "float64"}:
+            preprocess = original.module.preprocess.get(spec.name)
+            if preprocess is not None and preprocess.where == "graph":
+                if preprocess.layout == "nchw":
+                    shape = (shape[0], *shape[2:], shape[1])
+                feed[spec.name] = random.integers(0, 256, shape, np.uint8)
+            elif spec.dtype in {"float32", "float16", "float64"}:
                 feed[spec.name] = random.standard_normal(shape).astype(spec.dtype)
             elif spec.dtype == "bool":
                 feed[spec.name] = np.ones(shape, bool)

@@ -63,6 +63,7 @@ def quantize_static(network: Network, folder: Path) -> Network:
     Raises:
         BackendError: if there are no calibration samples.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as ort_quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -76,6 +77,10 @@ def quantize_static(network: Network, folder: Path) -> Network:
 
     inferred = folder / "inferred.onnx"
     quant_pre_process(str(network.model), str(inferred), skip_symbolic_shape=True)
+    model = onnx.load(str(inferred))
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    onnx.save(model, str(inferred))
     path = folder / "model.onnx"
     ort_quantize_static(
         str(inferred),
@@ -85,11 +90,28 @@ def quantize_static(network: Network, folder: Path) -> Network:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=_masked_scores(model),
     )
     inferred.unlink()
     return network.transformed(
         path, "quantize_int8", calibration_samples=len(network.samples.calibration)
     )
+
+
+def _masked_scores(model: Any) -> list[str]:
+    """Names of the softmaxes of a graph, and of the nodes that mask their input.
+
+    A mask puts -1e4 or less beside scores around 1: in 8 bits of that range all scores are equal.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    found = []
+    for node in model.graph.node:
+        if node.op_type == "Softmax":
+            found.append(node.name)
+            maker = makers.get(node.input[0])
+            if maker is not None and maker.op_type in {"Add", "Where"}:
+                found.append(maker.name)
+    return found
 
 
 def quantize_dynamic(network: Network, folder: Path) -> Network:

@@ -5,6 +5,7 @@ Runs over every backend that is registered and works here, except those that mis
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,10 @@ def single(op: str, *shapes: list[int], out: list[int], **attributes: Any) -> tu
         {name: (FLOAT, shape) for name, shape in zip(names, shapes, strict=True)},
         {"y": (FLOAT, out)},
     )
-    arrays = {n: networks.samples(2, s, seed=i) for i, (n, s) in enumerate(zip(names, shapes))}
+    arrays = {
+        n: networks.samples(2, s, seed=i)
+        for i, (n, s) in enumerate(zip(names, shapes, strict=True))
+    }
     return model, arrays
 
 
@@ -265,6 +269,16 @@ def test_an_artifact_without_its_files_is_a_clear_backend_error(
     artifact, _ = conv_artifact(backend, tmp_path)
     with pytest.raises(BackendError, match=rf"{backend.name}.*the artifact lacks model\."):
         backend.open(replace(artifact, files={}), HOST)
+
+
+def test_a_graph_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    backend = load_backend("openvino")
+    if not backend.probe().available:
+        pytest.skip(backend.probe().problem)
+    artifact, _ = conv_artifact(backend, tmp_path)
+    bomb = gzip.compress(bytes(257 << 20), 1)
+    with pytest.raises(BackendError, match="unpacks to more than 256 MiB"):
+        backend.open(replace(artifact, files={**artifact.files, "model.xml.gz": bomb}), HOST)
 
 
 def test_an_operator_that_the_engine_lacks_is_refused_by_name(

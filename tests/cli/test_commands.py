@@ -1,4 +1,4 @@
-"""What every command promises: one JSON document on stdout with --json, words on stderr, honest exit codes."""
+"""What every command promises: one JSON document or words for people, and honest exit codes."""
 
 from __future__ import annotations
 

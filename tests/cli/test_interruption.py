@@ -89,6 +89,7 @@ def left_over(folder: Path) -> list[str]:
 HANGING = ("--backend", "hanging", "--precision", "odd")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_everything_with_130_and_leaves_nothing_half_written(
     start: Start, cli: Cli, conv: Given, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_killed_compile_leaves_no_orphans_and_no_bundle(start: Start, tmp_path
     assert not [path for path in tmp_path.iterdir() if ".edgemp" in path.name]
 
 
+@pytest.mark.slow
 def test_two_compiles_at_once_share_one_cache(start: Start, cli: Cli, tmp_path: Path) -> None:
     both = [start(f"{name}.edgemp", "--precision", "fp32", "--json") for name in "ab"]
     printed = [process.communicate(timeout=200) for process in both]
@@ -136,7 +138,7 @@ def test_two_compiles_at_once_share_one_cache(start: Start, cli: Cli, tmp_path: 
         assert json.loads(out)["modules"]["network"]["chosen"]["precision"] == "fp32"
     for name in "ab":
         assert cli("verify", f"{name}.edgemp").returncode == 0
-    assert [path for path in (tmp_path / "cache").rglob(".partial-*")] == []
+    assert list((tmp_path / "cache").rglob(".partial-*")) == []
     third = start("c.edgemp", "--precision", "fp32", "--json")
     out, err = third.communicate(timeout=200)
     assert all(stage["computed"] == 0 for stage in json.loads(out)["cache"].values()), err

@@ -187,6 +187,7 @@ def test_no_path_of_the_compiling_machine_travels_in_the_bundle(
         assert str(tmp_path).encode() not in content, name
 
 
+@pytest.mark.slow
 def test_int8_compiles_end_to_end_within_its_bound(
     compile_: Compile, conv: Given, tmp_path: Path
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_misbehaving_candidate_is_recorded_and_a_good_one_is_chosen(
     assert odd.reason in {trial["reason"] for trial in kept}
 
 
+@pytest.mark.slow
 def test_hanging_and_hungry_candidates_do_not_stop_a_compile(
     conv: Given, stage_cache: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,33 @@ def test_synthetic_feeds_are_seeded_and_never_calibrate(conv: Given) -> None:
     assert contents(samples.held_out) != contents(synthetic(original, seed=4)[0].held_out)
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_synthetic_pixels_are_uint8_frames_where_the_graph_takes_them(
+    tmp_path: Path, layout: str
+) -> None:
+    shape = [1, 3, 6, 4] if layout == "nchw" else [1, 6, 4, 3]
+    identity = networks.model(
+        [onnx.helper.make_node("Identity", ["image"], ["seen"])],
+        {"image": (onnx.TensorProto.FLOAT, shape)},
+        {"seen": (onnx.TensorProto.FLOAT, shape)},
+    )
+    module = Module(
+        network=str(networks.saved(identity, tmp_path / "a.onnx")),
+        inputs={"image": "frame"},
+        preprocess={"image": Preprocess(layout=layout)},  # type: ignore[arg-type]
+    )
+    samples, reference = synthetic(Original("net", module))
+    pixels = samples.held_out[0]["image"]
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (1, 6, 4, 3))
+    assert pixels.min() < 50
+    assert pixels.max() > 200
+    np.testing.assert_allclose(
+        reference[0]["seen"],
+        normalise(pixels, Preprocess(layout=layout)),
+        atol=1e-6,  # type: ignore[arg-type]
+    )
+
+
 @pytest.mark.parametrize("where", ["graph", "host"])
 def test_pre_processing_on_host_or_in_the_graph_gives_the_originals_answer(
     conv: Given, stage_cache: Path, tmp_path: Path, where: str

@@ -47,8 +47,6 @@ def test_a_good_candidate_is_checked_against_the_original(
     assert trial.fidelity.cosine_min > 0.999999
     assert trial.fidelity.samples == 3
     assert trial.size_bytes == network.model.stat().st_size
-    assert trial.peak_memory_bytes > 10 << 20
-    assert trial.first_result_ms > 0
 
 
 @pytest.mark.parametrize(
@@ -151,6 +149,8 @@ def test_a_race_measures_paired_ratios_at_every_thread_count(
     assert slow.timing.ratio > 2
     assert slow.slower_than_untouched
     untouched = found[UNTOUCHED.label]
+    assert untouched.peak_memory_bytes > 10 << 20
+    assert untouched.first_result_ms > 0
     assert untouched.timing is not None
     assert untouched.timing.runs >= 4 * 3
     assert not untouched.slower_than_untouched

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgemp.compress.quantize import is_transformer, quantize_dynamic, quantize_onnx
+from edgemp.compress.quantize import is_transformer, quantize_dynamic, quantize_static
 from edgemp.errors import BackendError
 from edgemp.fidelity import cosine
 from edgemp.network import Network
@@ -26,7 +26,7 @@ def given(tmp_path: Path) -> Network:
 
 def quantized(network: Network, folder: Path) -> bytes:
     folder.mkdir()
-    return quantize_onnx(network, folder).model.read_bytes()
+    return quantize_static(network, folder).model.read_bytes()
 
 
 def test_held_out_samples_never_reach_the_calibration(given: Network, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_held_out_samples_never_reach_the_calibration(given: Network, tmp_path: 
 def test_int8_is_per_channel_qdq_that_stays_close_to_the_original(
     given: Network, tmp_path: Path
 ) -> None:
-    found = quantize_onnx(given, tmp_path)
+    found = quantize_static(given, tmp_path)
     model = onnx.load(found.model)
     weights = {t.name: t for t in model.graph.initializer}
     kinds = [node.op_type for node in model.graph.node]
@@ -62,10 +62,34 @@ def test_int8_is_per_channel_qdq_that_stays_close_to_the_original(
         assert cosine(expected["y"], session.run(["y"], dict(feed))[0]) > 0.99
 
 
+@pytest.mark.parametrize("masked_by", ["Where", "Add"])
+def test_a_mask_of_minus_ten_thousand_does_not_drown_the_attention_scores(
+    tmp_path: Path, masked_by: str
+) -> None:
+    model = networks.attention_model()
+    if masked_by == "Add":
+        _add_mask(model.graph)
+    given = networks.network(model, networks.token_samples(12), tmp_path / "given")
+    session = onnxruntime.InferenceSession(quantize_static(given, tmp_path).model)
+    for feed, expected in zip(given.samples.held_out, given.reference, strict=True):
+        (features,) = session.run(["features"], dict(feed))
+        assert cosine(expected["features"], features) > 0.99
+        assert not np.array_equal(expected["features"], features)
+
+
+def _add_mask(graph: onnx.GraphProto) -> None:
+    """Masks by adding 0 or -1e4, as most exported transformers do."""
+    where = next(node for node in graph.node if node.op_type == "Where")
+    at = list(graph.node).index(where)
+    scores, where.input[1], where.output[0] = where.input[1], "zero", "bias"
+    graph.node.insert(at + 1, onnx.helper.make_node("Add", [scores, "bias"], ["m"], name="add"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), "zero"))
+
+
 def test_int8_without_calibration_samples_is_refused(given: Network, tmp_path: Path) -> None:
     bare = replace(given, samples=Samples((), given.samples.held_out))
     with pytest.raises(BackendError, match="INT8 needs calibration samples"):
-        quantize_onnx(bare, tmp_path)
+        quantize_static(bare, tmp_path)
 
 
 def test_dynamic_int8_stores_integer_weights_and_stays_close(tmp_path: Path) -> None:

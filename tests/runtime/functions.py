@@ -33,6 +33,11 @@ def cut(*, heat: Array, frame: Array) -> dict[str, Any]:
     }
 
 
+def echo(*, x: Any, items: list[Any]) -> dict[str, Any]:
+    """Its inputs themselves, bare and in a list."""
+    return {"same": x, "listed": [x, items[0]]}
+
+
 class Weigh:
     """Weighs scores with a factor from the options, an offset from an asset, and a signal."""
 

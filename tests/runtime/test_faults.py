@@ -102,6 +102,18 @@ def test_an_ungated_node_that_fails_is_missing_after_a_second() -> None:
     assert runtime.step(x=2, t=1.001)["a"].source == "missing"
 
 
+def test_an_answer_made_of_two_others_is_kept_no_longer_than_either() -> None:
+    inputs = {"a": {"x": "x"}, "b": {"x": "x"}, "both": {"a": "a", "b": "b"}}
+    bounds = {"a": 300.0, "b": 700.0}
+    gates = {k: {"kind": "unchanged", "max_staleness_ms": v} for k, v in bounds.items()}
+    nodes = {name: PlainNode(lambda **values: 1) for name in inputs}
+    runtime = runtime_of_plain(pipeline_of({"x": {}}, inputs, gates), nodes)
+    runtime.step(x=0, t=0.0)
+    nodes["both"].forever = BROKEN
+    assert runtime.step(x=1, t=0.29)["both"].source == "reused"
+    assert runtime.step(x=2, t=0.31)["both"].source == "missing"
+
+
 def test_what_failed_catches_up_even_if_the_node_above_it_is_only_reused_by_then() -> None:
     gate = ScriptedGate()
     runtime, _, b = chain(a=gate)

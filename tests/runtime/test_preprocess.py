@@ -132,7 +132,7 @@ def test_a_letterboxed_frame_lies_where_the_geometry_says_on_nothing_but_padding
 
 def test_no_pixel_of_an_earlier_frame_shows_when_the_letterbox_changes() -> None:
     preprocessor = Preprocessor(Preprocess(size=(16, 16), fit="letterbox"), "here")
-    preprocessor(np.zeros((16, 16, 3), np.uint8))
+    preprocessor(np.zeros((16, 8, 3), np.uint8))
     wide = preprocessor(np.full((8, 16, 3), 200, np.uint8))[0]
     assert set(np.unique(wide)) == {114, 200}
 

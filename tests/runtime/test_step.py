@@ -20,7 +20,8 @@ from edgemp.errors import (
     InputError,
     TimestampError,
 )
-from edgemp.runtime.nodes import ModuleCall
+from edgemp.pipeline import Function
+from edgemp.runtime.nodes import FunctionCall, ModuleCall
 from tests.runtime.conftest import STALENESS_MS
 from tests.runtime.functions import WRONG_KEYS, frame_of
 from tests.runtime.plain import PlainNode, TwoBufferSession, pipeline_of, runtime_of_plain
@@ -254,6 +255,26 @@ def test_results_survive_an_engine_that_answers_in_two_buffers_in_turn() -> None
         runtime.step(x=np.full((1, 4), i, np.float32), t=float(i))["a"].value for i in range(6)
     ]
     assert [float(value[0, 0]) for value in results] == [0, 2, 4, 6, 8, 10]
+
+
+def test_items_do_not_overwrite_each_other_in_such_an_engines_buffers() -> None:
+    module = edgemp.Module(network="none", inputs={"x": "x"}, per_item=True)
+    call = ModuleCall("a", module, TwoBufferSession(), ["y"])  # type: ignore[arg-type]
+    x = np.arange(20, dtype=np.float32).reshape(5, 4)
+    assert np.array_equal(call({"x": x})[0]["y"], 2 * x)
+
+
+def test_what_a_function_returns_of_its_inputs_is_kept_as_a_copy() -> None:
+    function = Function(
+        function="tests.runtime.functions:echo",
+        inputs={"x": "x", "items": "items"},
+        outputs=("same", "listed"),
+    )
+    x, item = np.ones(3), np.ones(3)
+    found, _ = FunctionCall("echo", function, {})({"x": x, "items": [item]})
+    x[:] = item[:] = 0
+    assert found["same"].tolist() == [1, 1, 1]
+    assert [value.tolist() for value in found["listed"]] == [[1, 1, 1], [1, 1, 1]]
 
 
 # Bad input

@@ -43,6 +43,11 @@ class Ncnn:
                 raise NotOfferedError("pnnx wrote no ncnn model")
             shutil.copy(made / f"model.ncnn.{kind}", folder)
         shutil.rmtree(work)
+        # pnnx writes what it could not lower under torch's name, which has a dot, and says nothing.
+        layers = (folder / "model.ncnn.param").read_text().splitlines()[2:]
+        foreign = sorted({line.split()[0] for line in layers if "." in line.split()[0]})
+        if foreign:
+            raise NotOfferedError(f"pnnx could not lower {', '.join(foreign)} to ncnn")
         return {}
 
     def open(self, material: Material, folder: Path, threads: int) -> Run:
