@@ -127,7 +127,7 @@ class Session(Protocol):
     def run(self, inputs: Feed) -> dict[str, Array]:
         """One inference; every input by name, every output by name.
 
-        The arrays returned stay valid until the *second* next call (engines may own the buffers).
+        The arrays returned are the caller's: the engine never writes to them again.
         """
         ...
 

@@ -7,6 +7,7 @@ import io
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from edgemp.backends.base import (
 from edgemp.errors import BackendError, PlacementError, ToolchainMissing, UnsupportedOpError
 from edgemp.network import Network
 from edgemp.target import Target
-from edgemp.tensor import Array, Feed
+from edgemp.tensor import Array, Feed, TensorSpec
 
 DEVICE = "CPU"
 MAX_XML_BYTES = 256 << 20
@@ -151,11 +152,13 @@ def _read(path: Path) -> Any:
         raise _load_error(error) from error
 
 
-class OpenVinoSession:
-    """One compiled model with two infer requests used in turn.
+OWN_BYTES = 64 << 10
+"""Outputs of at least this size are written by the engine into arrays of ours; smaller ones are copied,
+which costs less than handing over a tensor."""
 
-    Each request owns its output buffers, so what `run` returns stays valid until the second next call.
-    """
+
+class OpenVinoSession:
+    """One compiled model with one infer request; every run answers in arrays of its own."""
 
     def __init__(self, artifact: Artifact) -> None:
         import openvino
@@ -189,25 +192,26 @@ class OpenVinoSession:
             raise _load_error(error) from error
         self._tensor = openvino.Tensor
         self._inputs = [spec.name for spec in artifact.inputs]
-        self._outputs = [spec.name for spec in artifact.outputs]
-        self._static = all(spec.is_static for spec in (*artifact.inputs, *artifact.outputs))
-        self._requests = [self._request(), self._request()]
-
-    def _request(self) -> tuple[Any, dict[str, Array] | None]:
-        request = self._compiled.create_infer_request()
-        if not self._static:
-            return request, None
-        return request, {name: request.get_tensor(name).data for name in self._outputs}
+        self._request = self._compiled.create_infer_request()
+        self._large = {
+            spec.name: (tuple(dim for dim in spec.shape if dim is not None), np.dtype(spec.dtype))
+            for spec in artifact.outputs
+            if spec.is_static and _bytes(spec) >= OWN_BYTES
+        }
+        self._small = [spec.name for spec in artifact.outputs if spec.name not in self._large]
 
     def run(self, inputs: Feed) -> dict[str, Array]:
-        self._requests.reverse()
-        request, views = self._requests[0]
+        request = self._request
         for name in self._inputs:
             request.set_tensor(name, self._tensor(inputs[name], shared_memory=True))
+        outputs: dict[str, Array] = {}
+        for name, (shape, dtype) in self._large.items():
+            outputs[name] = array = np.empty(shape, dtype)
+            request.set_tensor(name, self._tensor(array, shared_memory=True))
         request.infer(share_inputs=True, share_outputs=True)
-        if views is None:
-            return {name: request.get_tensor(name).data for name in self._outputs}
-        return dict(views)
+        for name in self._small:
+            outputs[name] = request.get_tensor(name).data.copy()
+        return outputs
 
     def units(self) -> tuple[str, ...]:
         """Devices with the inference precision that the plugin settled on (it may overrule the hint)."""
@@ -236,8 +240,12 @@ class OpenVinoSession:
         return Placement(tuple(nodes))
 
     def close(self) -> None:
-        self._requests.clear()
+        self._request = None
         del self._compiled
+
+
+def _bytes(spec: TensorSpec) -> int:
+    return prod(dim or 0 for dim in spec.shape) * np.dtype(spec.dtype).itemsize
 
 
 def _text(info: Mapping[str, Any], key: str) -> str:

@@ -41,7 +41,7 @@ def candidates(trials: Mapping[str, Sequence[Tried]]) -> str:
     if not parts:
         return "<h2>Candidates</h2><p>The bundle has no record of its trials.</p>"
     return (
-        "<h2>Candidates</h2><p class=\"soft\">Every candidate that ran, timed in turn on the "
+        '<h2>Candidates</h2><p class="soft">Every candidate that ran, timed in turn on the '
         "machine that compiled. Discs hold the fidelity bound, diamonds do not; the ring and bold "
         "type mark the chosen one; the dashed line joins those that no other beats in both latency "
         "and size.</p>" + "".join(parts)
@@ -67,7 +67,7 @@ def fidelity(bundle: Bundle) -> str:
         )
     headings = ["module", "as", "min cosine", "mean cosine", "max rel. error", "task metric"]
     return (
-        "<h2>Fidelity</h2><p class=\"soft\">Distance to the original network on held-out samples, "
+        '<h2>Fidelity</h2><p class="soft">Distance to the original network on held-out samples, '
         "measured on the engine that runs the module, with the bound that was asked for.</p>"
         + table([*headings, "samples", "transforms"], rows, "wwnnnnnt")
     )
@@ -85,7 +85,7 @@ def placement(bundle: Bundle) -> str:
     for name, module in bundle.manifest.modules.items():
         rows += _placed(name, bundle, module)
     return (
-        "<h2>Placement</h2><p class=\"soft\">Where the nodes of each module run, from the engine's "
+        '<h2>Placement</h2><p class="soft">Where the nodes of each module run, from the engine\'s '
         "own account at compile time; loading compares it.</p>"
         + table(["module", "unit", "nodes", "operators", "reason"], rows, "wwntt")
     )

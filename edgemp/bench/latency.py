@@ -170,9 +170,7 @@ def _most_common(reasons: Counter[tuple[str, str]]) -> dict[tuple[str, str], int
 
 def _engine(bundle: Bundle, name: str) -> Engine:
     record = bundle.module(name)
-    return Engine(
-        record.backend, record.engine, record.version, record.precision, record.threads
-    )
+    return Engine(record.backend, record.engine, record.version, record.precision, record.threads)
 
 
 def _machine() -> MachineState:

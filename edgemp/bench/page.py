@@ -127,11 +127,15 @@ def facts(pairs: Iterable[tuple[str, Cell]]) -> str:
 
 def tiles(pairs: Iterable[tuple[str, Cell]]) -> str:
     """The headline figures: (what it is, figure)."""
-    return '<div class="tiles">' + "".join(
-        f'<div class="tile"><b>{text(value)}</b><span>{escape(name)}</span></div>'
-        for name, value in pairs
-        if value is not None
-    ) + "</div>"
+    return (
+        '<div class="tiles">'
+        + "".join(
+            f'<div class="tile"><b>{text(value)}</b><span>{escape(name)}</span></div>'
+            for name, value in pairs
+            if value is not None
+        )
+        + "</div>"
+    )
 
 
 def verdict(holds: bool) -> Html:

@@ -124,7 +124,7 @@ def _latency(bench: BenchReport) -> str:
             label = Html(f'<span class="soft">{escape(name)}, gate</span>')
             rows.append([label, "", *_times(node.gate)])
     return (
-        "<h2>Latency</h2><p class=\"soft\">Milliseconds by nearest rank. A module's times are "
+        '<h2>Latency</h2><p class="soft">Milliseconds by nearest rank. A module\'s times are '
         "those of the steps in which it ran, its gate included; end to end covers every step. A "
         "percentile with no sample beyond it is left out.</p>"
         + table(["", "runs on", *TIMES], rows, "ww" + "n" * len(TIMES), strong=0)
@@ -155,7 +155,7 @@ def _duty(name: str, node: NodeBench) -> list[Cell]:
 def _gates(bundle: Bundle, traces: Sequence[StepTrace]) -> str:
     names = [name for name in bundle.pipeline.order() if name in traces[0].nodes]
     return (
-        "<h2>Gate timeline</h2><p class=\"soft\">When each module and function ran and why; where "
+        '<h2>Gate timeline</h2><p class="soft">When each module and function ran and why; where '
         "it did not, its last answer was reused.</p>" + timeline(traces, names)
     )
 

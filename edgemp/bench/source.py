@@ -175,9 +175,7 @@ def _rate(pipeline: Pipeline, fps: float | None) -> float:
 
 
 def _check_complete(pipeline: Pipeline, given: set[str], where: str) -> None:
-    lacking = [
-        name for name, s in pipeline.signals.items() if not s.optional and name not in given
-    ]
+    lacking = [name for name, s in pipeline.signals.items() if not s.optional and name not in given]
     if lacking:
         raise SamplesError(
             f"{where}: provides {', '.join(sorted(given))}, but pipeline {pipeline.name!r} also "

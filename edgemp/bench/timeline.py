@@ -23,16 +23,14 @@ def timeline(traces: Sequence[StepTrace], names: Sequence[str]) -> str:
     if not shown:
         return ""
     kinds = {name: [_kind(trace.nodes[name]) for trace in shown] for name in names}
-    runs = Counter(
-        reason for found in kinds.values() for did, reason in found if did == "ran"
-    )
+    runs = Counter(reason for found in kinds.values() for did, reason in found if did == "ran")
     colours = {
         reason: f"r{min(i, COLOURS - 1)}" for i, (reason, _) in enumerate(runs.most_common())
     }
     edges = _edges([trace.t for trace in shown])
     lanes = "".join(
         f'<div class="lane"><p class="name">{escape(name)}</p>'
-        f"{_band(found, edges, colours)}<p class=\"soft\">{_shares(found)}</p></div>"
+        f'{_band(found, edges, colours)}<p class="soft">{_shares(found)}</p></div>'
         for name, found in kinds.items()
     )
     middle = (edges[0] + edges[-1]) / 2

@@ -67,11 +67,44 @@ def race(workshop: Workshop, network: Network, trials: Sequence[Trial]) -> list[
     timed = _judge(runners, _Laps.of(record["heats"]))
     final = _judge(_entries(workshop, timed), _Laps.of(record["final"]))
     named = {t.candidate for t in final if t.timing is not None}
-    return [
-        *(t for t in final if t.timing),
-        *(t for t in timed if t.candidate not in named),
-        *others,
-    ]
+    rest = [t for t in timed if t.candidate not in named]
+    return [*(t for t in final if t.timing), *_carried_over(rest, timed, final), *others]
+
+
+def _carried_over(
+    rest: Sequence[Trial], heats: Sequence[Trial], final: Sequence[Trial]
+) -> list[Trial]:
+    """Heat timings in the final's terms: the machine may have been faster or slower in the heats.
+
+    The untouched network ran in both; a heat's ratio to it, times its latency in the final, is what
+    the candidate would have taken there.
+    """
+    started, ended = _untouched(heats), _untouched(final)
+    again = next((t for t in final if started and t.candidate == started.candidate), None)
+    if ended is None or again is None or ended.timing is None or again.timing is None:
+        return list(rest)
+    shift = again.timing.p50 / ended.timing.p50
+    carried = []
+    for trial in rest:
+        timing = trial.timing
+        if timing is not None:
+            scale = again.timing.p50 * timing.ratio / timing.p50
+            timing = replace(
+                timing,
+                p50=timing.p50 * scale,
+                p99=timing.p99 * scale,
+                ratio=timing.ratio * shift,
+                ratio_low=timing.ratio_low * shift,
+                ratio_high=timing.ratio_high * shift,
+            )
+        carried.append(replace(trial, timing=timing))
+    return carried
+
+
+def _untouched(trials: Sequence[Trial]) -> Trial | None:
+    """The fastest untouched network: the one that ratios are taken to."""
+    lossless = [t for t in trials if t.candidate.lossless and t.timing is not None]
+    return min(lossless, key=_ratio, default=None)
 
 
 def _entries(workshop: Workshop, heats: Sequence[Trial]) -> list[Trial]:

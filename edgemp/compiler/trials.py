@@ -177,7 +177,9 @@ def _build(
             return {"failed": _lasting(failure), "stage": "prepare"}
         return {"transforms": list(Network.load(folder / "network").transforms)}
 
-    prepared, facts = workshop.cache.stage("prepare", {**common, "needs": needs}, prepare)
+    prepared, facts = workshop.cache.stage(
+        "prepare", {**common, "needs": needs, "target": target}, prepare
+    )
     if facts.get("failed"):
         return prepared, facts
 

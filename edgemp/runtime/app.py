@@ -18,7 +18,7 @@ from edgemp.errors import ClosedError, ConcurrentUseError, InputError, Timestamp
 from edgemp.pipeline import Pipeline
 from edgemp.runtime.inputs import signal_checks
 from edgemp.runtime.nodes import Node, wire
-from edgemp.runtime.ownership import own
+from edgemp.runtime.ownership import lend, own
 from edgemp.runtime.result import Output, Result
 from edgemp.runtime.scheduler import Scheduler
 from edgemp.tensor import TensorSpec
@@ -107,7 +107,7 @@ class Runtime:
                 continue
             state = states[node]
             age = 0.0 if state.source == "missing" else self._scheduler.age_ms(node, t)
-            value = own(self._scheduler.value(node, source.output, state))
+            value = lend(self._scheduler.value(node, source.output, state))
             outputs[name] = Output(value, state.source, age, state.reason)
         self.steps += 1
         return Result(t, outputs, trace, (perf_counter() - started) * 1e3)

@@ -9,6 +9,22 @@ from typing import Any
 import numpy as np
 
 
+def lend(value: Any) -> Any:
+    """Read-only views of arrays, at any depth of lists, tuples and mappings; no memory is copied."""
+    if isinstance(value, np.ndarray):
+        view = value.view()
+        view.flags.writeable = False
+        return view
+    kind = type(value)
+    if kind is list:
+        return [lend(item) for item in value]
+    if kind is tuple:
+        return tuple(lend(item) for item in value)
+    if kind is dict:
+        return {key: lend(item) for key, item in value.items()}
+    return value
+
+
 def own(value: Any) -> Any:
     """A copy of arrays, at any depth of lists, tuples and mappings; other objects as they are."""
     if isinstance(value, np.ndarray):

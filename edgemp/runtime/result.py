@@ -17,7 +17,8 @@ class Output:
     "compensated" (an earlier answer corrected for what changed since) or "missing" (`value` is
     None). `age_ms` is the capture-time distance between this step and the oldest sample behind the
     value (0 where it is missing): a fresh value computed from a reused answer is as old as that.
-    `reason` says why the value was computed, reused or is missing. The value is the caller's own.
+    `reason` says why the value was computed, reused or is missing. Arrays are read-only and never
+    change; copy one to write to it.
     """
 
     value: Any

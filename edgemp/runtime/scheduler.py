@@ -12,7 +12,6 @@ from typing import Any
 from edgemp.pipeline import Pipeline
 from edgemp.runtime.gates import Decision
 from edgemp.runtime.nodes import Node, Values
-from edgemp.runtime.ownership import own
 from edgemp.runtime.result import NodeTrace, Source
 
 log = logging.getLogger("edgemp.runtime")
@@ -27,7 +26,7 @@ class Answer:
     """What a node last computed, when (s, capture clock) and in which step.
 
     `captured` is the capture time of the oldest sample behind the values, `computed` that of the
-    step. A module's values are the engine's buffers, which its second next call overwrites.
+    step.
     """
 
     values: Values
@@ -220,7 +219,6 @@ class Scheduler:
                 # Text only: a traceback would hold on to the frames.
                 failure = _described(error)
                 self._fault(node, "run", error)
-                self._rescue(node.name)
                 continue
             run_ms = (perf_counter() - started) * 1e3
             self._recovered(node, "run")
@@ -245,12 +243,6 @@ class Scheduler:
         if answer is None or (bounded and (t - answer.computed) * 1000 > node.max_staleness_ms):
             source = "missing"
         return State(source, reason, covered), NodeTrace(False, reason, 0.0, 0.0)
-
-    def _rescue(self, name: str) -> None:
-        """Copy the last answer: after a call that failed, the retry may overwrite its buffers."""
-        answer = self._answers.get(name)
-        if answer is not None:
-            answer.values = {key: own(value) for key, value in answer.values.items()}
 
     def _reset_gate(self, node: Node) -> None:
         if node.gate is not None:

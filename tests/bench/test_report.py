@@ -23,7 +23,7 @@ from edgemp.bundle import Bundle, read_bundle
 from edgemp.errors import BundleError
 
 CameraBundle = Callable[..., Path]
-HOSTILE = '<img src=x onerror="alert(1)"> & \'more\''
+HOSTILE = "<img src=x onerror=\"alert(1)\"> & 'more'"
 
 
 @pytest.fixture(scope="module")

@@ -50,9 +50,7 @@ def test_samples_get_the_batch_axis_that_the_signal_has(bundle: Path, conv: Give
     assert signals["x"].shape == (1, 3, 16, 16)
 
 
-def test_a_video_for_a_pipeline_without_a_video_signal_is_refused(
-    bundle: Path, clip: Path
-) -> None:
+def test_a_video_for_a_pipeline_without_a_video_signal_is_refused(bundle: Path, clip: Path) -> None:
     with pytest.raises(SamplesError, match=r"has no video signal.*--samples"):
         SourceSpec(video=clip).open(read_bundle(bundle))
 
@@ -67,9 +65,7 @@ def test_a_file_that_is_no_video_is_refused(camera_bundle: CameraBundle, tmp_pat
         SourceSpec(video=tmp_path / "absent.mp4").open(opened)
 
 
-def test_samples_with_an_unknown_or_absent_signal_are_refused(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_samples_with_an_unknown_or_absent_signal_are_refused(bundle: Path, tmp_path: Path) -> None:
     opened = read_bundle(bundle)
     np.savez(tmp_path / "other.npz", z=np.zeros((2, 3), np.float32))
     with pytest.raises(SamplesError, match="'z', which is not a signal; signals are: x"):

@@ -17,8 +17,8 @@ from edgemp.runtime.nodes import FunctionCall, ModuleCall, Values
 from tests.runtime.functions import WRONG_KEYS, frame_of
 from tests.runtime.plain import (
     PlainNode,
+    PlainSession,
     ScriptedGate,
-    TwoBufferSession,
     pipeline_of,
     runtime_of_plain,
 )
@@ -183,8 +183,8 @@ def test_a_gate_that_cannot_even_be_reset_stops_nothing() -> None:
     assert runtime.faults["a"] == 4
 
 
-def two_buffers() -> tuple[Runtime, TwoBufferSession]:
-    session = TwoBufferSession()
+def plain_engine() -> tuple[Runtime, PlainSession]:
+    session = PlainSession()
     pipeline = pipeline_of({"x": {}}, {"a": {"x": "x"}})
     call = ModuleCall("a", pipeline.modules["a"], session, ["y"])  # type: ignore[arg-type]
 
@@ -196,10 +196,10 @@ def two_buffers() -> tuple[Runtime, TwoBufferSession]:
 
 
 @pytest.mark.parametrize("failing_steps", [1, 2, 3])
-def test_failing_runs_do_not_spoil_the_last_answer_in_the_engines_buffers(
+def test_failing_runs_do_not_spoil_the_last_answer(
     failing_steps: int,
 ) -> None:
-    runtime, session = two_buffers()
+    runtime, session = plain_engine()
     x = np.ones((1, 4), np.float32)
     runtime.step(x=x, t=0.0)
     session.forever = BROKEN
@@ -264,7 +264,7 @@ def test_faults_are_a_copy_that_reset_does_not_clear() -> None:
 
 def test_items_that_differ_in_number_between_inputs_are_a_fault_with_a_reason() -> None:
     module = Module(network="none", inputs={"x": "x", "y": "y"}, per_item=True)
-    call = ModuleCall("m", module, TwoBufferSession(), ["y"])  # type: ignore[arg-type]
+    call = ModuleCall("m", module, PlainSession(), ["y"])  # type: ignore[arg-type]
     with pytest.raises(edgemp.EdgempError, match="differ in their number of items"):
         call({"x": np.zeros((2, 4)), "y": np.zeros((3, 4))})
 

@@ -24,7 +24,7 @@ from edgemp.pipeline import Function
 from edgemp.runtime.nodes import FunctionCall, ModuleCall
 from tests.runtime.conftest import STALENESS_MS
 from tests.runtime.functions import WRONG_KEYS, frame_of
-from tests.runtime.plain import PlainNode, TwoBufferSession, pipeline_of, runtime_of_plain
+from tests.runtime.plain import PlainNode, PlainSession, pipeline_of, runtime_of_plain
 
 GAIN = np.ones(1, np.float32)
 
@@ -208,7 +208,7 @@ def test_engines_get_contiguous_writable_arrays_whatever_the_caller_has() -> Non
 # Whose memory it is
 
 
-def test_results_are_the_callers_to_keep_and_to_modify(scene: Runtime) -> None:
+def test_results_are_the_callers_to_keep_and_protected_from_writing(scene: Runtime) -> None:
     first = scene.step(frame=frame_of(2), gain=GAIN, t=0.0)
     kept = {name: np.array(first[name].value) for name in ("heat", "scores", "best", "frame")}
     pixels = first["crops"].value[0].copy()
@@ -218,9 +218,12 @@ def test_results_are_the_callers_to_keep_and_to_modify(scene: Runtime) -> None:
         assert np.array_equal(first[name].value, value), name
 
     now = scene.step(frame=frame_of(2), gain=GAIN, t=0.1)
-    for name in kept:
-        now[name].value[...] = 0
-    now["crops"].value[0][...] = 0
+    for name in ("heat", "scores", "best"):
+        with pytest.raises(ValueError, match="read-only"):
+            now[name].value[...] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        now["crops"].value[0][...] = 0
+    now["frame"].value[...] = 0
     now["crops"].value.clear()
     later = scene.step(frame=frame_of(2), gain=GAIN, t=0.2)
     assert sources(later)["scores"] == "reused"
@@ -241,8 +244,8 @@ def test_the_caller_may_overwrite_its_frame_once_step_returns(scene: Runtime) ->
     assert np.array_equal(later["crops"].value[0], crop)
 
 
-def test_results_survive_an_engine_that_answers_in_two_buffers_in_turn() -> None:
-    session = TwoBufferSession()
+def test_results_of_many_steps_can_be_kept() -> None:
+    session = PlainSession()
     pipeline = pipeline_of({"x": {}}, {"a": {"x": "x"}})
     call = ModuleCall("a", pipeline.modules["a"], session, ["y"])  # type: ignore[arg-type]
 
@@ -257,9 +260,9 @@ def test_results_survive_an_engine_that_answers_in_two_buffers_in_turn() -> None
     assert [float(value[0, 0]) for value in results] == [0, 2, 4, 6, 8, 10]
 
 
-def test_items_do_not_overwrite_each_other_in_such_an_engines_buffers() -> None:
+def test_items_do_not_overwrite_each_other() -> None:
     module = edgemp.Module(network="none", inputs={"x": "x"}, per_item=True)
-    call = ModuleCall("a", module, TwoBufferSession(), ["y"])  # type: ignore[arg-type]
+    call = ModuleCall("a", module, PlainSession(), ["y"])  # type: ignore[arg-type]
     x = np.arange(20, dtype=np.float32).reshape(5, 4)
     assert np.array_equal(call({"x": x})[0]["y"], 2 * x)
 
@@ -422,12 +425,12 @@ def test_a_closed_runtime_says_so_and_may_be_closed_again(scene_path: Any) -> No
 
 
 def test_close_closes_every_engine_even_if_one_refuses() -> None:
-    class Stuck(TwoBufferSession):
+    class Stuck(PlainSession):
         def close(self) -> None:
             super().close()
             raise RuntimeError("stuck")
 
-    sessions = {"a": TwoBufferSession(), "b": Stuck(), "c": TwoBufferSession()}
+    sessions = {"a": PlainSession(), "b": Stuck(), "c": PlainSession()}
     pipeline = pipeline_of({"x": {}}, {name: {"x": "x"} for name in sessions})
     runtime = Runtime(pipeline, [], {name: ["out"] for name in sessions}, sessions, {})  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="stuck"):
