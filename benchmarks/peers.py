@@ -32,7 +32,7 @@ MEMORY_BYTES = 8 << 30
 QUICK_WORKLOADS = ("recogniser",)
 QUICK_ENGINES = (
     "edgemp", "torch", "ort-fp32", "ort-int8-dynamic", "openvino-fp32", "openvino-bf16",
-    "openvino-int8", "openvino-int8-bf16", "mnn-fp32", "ncnn-fp32",
+    "openvino-int8", "mnn-fp32",
 )  # fmt: skip
 
 

@@ -54,13 +54,11 @@ class OnnxRuntime:
         )
 
         # Percentiles calibrate convolutions best; the attention of 1,024 tokens takes tens of GiB so.
-        streamed = material.workload.transformer
-        feeds = material.calibration if streamed else material.calibration[:PERCENTILE_LIMIT]
-        method = CalibrationMethod.MinMax if streamed else CalibrationMethod.Percentile
+        transformer = material.workload.transformer
+        feeds = material.calibration if transformer else material.calibration[:PERCENTILE_LIMIT]
+        method = CalibrationMethod.MinMax if transformer else CalibrationMethod.Percentile
         options: dict[str, Any] = (
-            {"CalibMovingAverage": True, "CalibMaxIntermediateOutputs": 1}
-            if streamed
-            else {"CalibPercentile": 99.999}
+            {"CalibMovingAverage": True} if transformer else {"CalibPercentile": 99.999}
         )
 
         class Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class PyTorch:
         module = self._module(material)
         module.load_state_dict(torch.load(folder / "weights.pt", mmap=True))
         if self.compiled:
+            # Inductor's cache of earlier processes would make the time to the first result a lie.
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(material.folder / self.name)
             module = torch.compile(module, dynamic=False)
         half = self.half
 
