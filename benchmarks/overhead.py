@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--quick] [--json FILE]
 
 Networks that do next to nothing, so that what remains is edgemp: Add on [1, 8], Relu on
-[1, 3, 224, 224] (whose 602 kB output the runtime copies for the caller), and three Adds in a chain.
+[1, 3, 224, 224] (whose 602 kB output would show a copy), and three Adds in a chain.
 Each is called in blocks in turn as the engine's own documented call, as the backend's session, and
 as `Runtime.step`, ungated, behind a gate that always runs, and behind one that skips.
 

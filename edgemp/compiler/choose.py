@@ -56,7 +56,7 @@ def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, 
     for front in fronts.values():
         grown = sorted(
             (
-                (latency + _p50(trial), size + trial.size_bytes, (*picked, trial))
+                (latency + _latency(trial), size + trial.size_bytes, (*picked, trial))
                 for latency, size, picked in combinations
                 for trial in front
             ),
@@ -89,7 +89,7 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
 
     def key(trial: Trial) -> tuple[float, float, float]:
         assert trial.fidelity is not None
-        return _p50(trial), float(trial.size_bytes), -trial.fidelity.cosine_min
+        return _latency(trial), float(trial.size_bytes), -trial.fidelity.cosine_min
 
     def beaten(trial: Trial) -> bool:
         return any(
@@ -113,19 +113,19 @@ def closest(trials: Sequence[Trial], count: int = 3) -> str:
         reason = trial.reason
         if trial.holds and trial.slower_than_untouched:
             reason = "slower than the untouched network on its engine"
-        latency = f"{_p50(trial):.2f} ms, " if trial.timing else ""
+        latency = f"{_latency(trial):.2f} ms, " if trial.timing else ""
         lines.append(
             f"  {trial.candidate.label}: {latency}{trial.size_bytes / 1e6:.1f} MB: {reason or 'holds'}"
         )
     return "\n".join(lines)
 
 
-def _p50(trial: Trial) -> float:
-    return trial.timing.p50 if trial.timing is not None else float("inf")
+def _latency(trial: Trial) -> float:
+    return trial.timing.paired if trial.timing is not None else float("inf")
 
 
 def _because(trial: Trial, fit: Sequence[Trial], budget: Budget) -> str:
-    faster = [t for t in fit if _p50(t) < _p50(trial)]
+    faster = [t for t in fit if _latency(t) < _latency(trial)]
     ratio = trial.timing.ratio if trial.timing else float("nan")
     text = f"{ratio:.2f}x the untouched network's latency"
     if not faster:

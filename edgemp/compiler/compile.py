@@ -15,10 +15,11 @@ import numpy as np
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.candidates import Candidate, Offer, offer
 from edgemp.compiler.choose import Budget, Choice, choose
-from edgemp.compiler.original import Original, Recording, ingest, record, synthetic
+from edgemp.compiler.original import Original, ingest, synthetic
 from edgemp.compiler.pack import pack_bundle
 from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
+from edgemp.compiler.recording import Recording, recorded
 from edgemp.compiler.trials import Trial, Workshop, attempt
 from edgemp.errors import EdgempError, FidelityError, InputError, SamplesError, TargetError
 from edgemp.fidelity import call_metric
@@ -297,7 +298,7 @@ def _ingest_all(
     if steps:
         progress.stage("running the original pipeline on the samples", 1)
         drawn = split(len(steps), options.seed)
-        recording = record(pipeline, originals, _assets(pipeline), steps, drawn)
+        recording = recorded(pipeline, originals, _assets(pipeline), steps, drawn, cache)
         progress.advance(
             f"{len(drawn.calibration)} calibration, {len(drawn.held_out)} held-out steps"
         )

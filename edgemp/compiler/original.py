@@ -1,9 +1,8 @@
-"""The original networks: run as the user gave them, recorded on the samples, then ingested for compiling."""
+"""The original networks: run as the user gave them, then ingested for compiling."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from edgemp.backends.base import Placement
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.trials import tool_versions
-from edgemp.errors import NetworkError, SamplesError, UnsupportedOpError
+from edgemp.errors import NetworkError, UnsupportedOpError
 from edgemp.fidelity import max_rel_error
 from edgemp.ingest.fold import fold_preprocess, normalise
 from edgemp.ingest.onnx_file import (
@@ -25,18 +24,14 @@ from edgemp.ingest.onnx_file import (
 )
 from edgemp.ingest.torch_module import build_module, export_module, run_module
 from edgemp.network import Network, file_digest
-from edgemp.pipeline import Module, Pipeline, Preprocess
+from edgemp.pipeline import Module, Preprocess
 from edgemp.resolve import find_file, is_factory
-from edgemp.runtime.nodes import FunctionCall, ModuleCall, build_nodes, output_names
-from edgemp.runtime.scheduler import Scheduler
-from edgemp.samples import Samples, Split, check_feeds
+from edgemp.runtime.nodes import output_names
+from edgemp.samples import Samples, check_feeds
 from edgemp.tensor import Array, Feed, TensorSpec
 
 EXPORT_TOLERANCE = 1e-3
 """Largest relative difference allowed between a torch module and its own ONNX export."""
-
-CALIBRATION_FEEDS = 64
-HELD_OUT_FEEDS = 24
 
 
 class Original:
@@ -119,170 +114,6 @@ def _reference_session(path: Path, where: str) -> Any:
             f"{where}: the original network does not load in ONNX Runtime, so nothing could be "
             f"compared with it: {first}"
         ) from error
-
-
-@dataclass
-class _Tap:
-    """A session that remembers, per step, what its original was fed and what it answered."""
-
-    original: Original
-    step: int = 0
-    feeds: list[tuple[int, Feed, Feed]] = field(default_factory=list)
-    error: NetworkError | None = None
-
-    def run(self, inputs: Feed) -> dict[str, Array]:
-        try:
-            outputs = self.original.run(inputs)
-            if missing := sorted(set(self.original.output_names) - set(outputs)):
-                raise NetworkError(
-                    f"{self.original.where}: the torch module returns {sorted(outputs)}, but the "
-                    f"pipeline reads {missing}; name its outputs in the description"
-                )
-        except NetworkError as error:
-            self.error = error
-            raise
-        self.feeds.append((self.step, {k: np.array(v) for k, v in inputs.items()}, outputs))
-        return outputs
-
-    def units(self) -> tuple[str, ...]:
-        return ("CPU",)
-
-    def profile(self) -> Placement:
-        return Placement(())
-
-    def close(self) -> None:
-        self.original.close()
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What the originals did on the samples: feeds and outputs per module, results per held-out step."""
-
-    samples: Mapping[str, Samples]
-    reference: Mapping[str, tuple[Feed, ...]]
-    results: tuple[Mapping[str, Any], ...]
-
-
-def record(
-    pipeline: Pipeline,
-    originals: Mapping[str, Original],
-    assets: Mapping[str, Mapping[str, bytes]],
-    steps: Sequence[Mapping[str, Any]],
-    split: Split,
-) -> Recording:
-    """Run the original pipeline, every gate open, over all steps.
-
-    A module's calibration samples come from calibration steps only, its held-out ones from held-out
-    steps only.
-
-    Raises:
-        SamplesError: if the samples never reach a module.
-    """
-    taps = {name: _Tap(original) for name, original in originals.items()}
-    results: list[Mapping[str, Any]] = []
-    for original in originals.values():
-        original.open()
-    scheduler, outputs = _ungated(pipeline, originals, taps, assets)
-    for index, step in enumerate(steps):
-        for tap in taps.values():
-            tap.step = index
-        states, _ = scheduler.step(
-            {k: step[k] for k in pipeline.signals if k in step}, float(index)
-        )
-        _raise_faults(scheduler, states, taps)
-        if index in split.held_out:
-            results.append(_result_values(pipeline, scheduler, states, outputs))
-    held = set(split.held_out)
-    samples, reference = {}, {}
-    for name, tap in taps.items():
-        if not tap.feeds:
-            raise SamplesError(f"module {name}: the samples never reach it; give samples that do")
-        held_feeds = _spread([item for item in tap.feeds if item[0] in held], HELD_OUT_FEEDS)
-        calibration = _spread(
-            [item for item in tap.feeds if item[0] not in held], CALIBRATION_FEEDS
-        )
-        if not held_feeds:
-            raise SamplesError(
-                f"module {name}: no held-out step reaches it; give more samples, or another --seed"
-            )
-        samples[name] = Samples(
-            tuple(item[1] for item in calibration),
-            tuple(item[1] for item in held_feeds),
-            split.record(),
-        )
-        reference[name] = tuple(item[2] for item in held_feeds)
-    return Recording(samples, reference, tuple(results))
-
-
-def _ungated(
-    pipeline: Pipeline,
-    originals: Mapping[str, Original],
-    taps: Mapping[str, _Tap],
-    assets: Mapping[str, Mapping[str, bytes]],
-) -> tuple[Scheduler, dict[str, list[str]]]:
-    """A scheduler over the originals."""
-    calls: dict[str, Any] = {}
-    outputs: dict[str, list[str]] = {}
-    for name, function in pipeline.functions.items():
-        calls[name] = FunctionCall(name, function, assets.get(name, {}))
-        outputs[name] = list(function.outputs)
-    for name, module in pipeline.modules.items():
-        original = originals[name]
-        if original.torch_module is None:
-            found = original.output_names
-        else:
-            found = original.output_names = _torch_outputs(pipeline, original)
-        calls[name] = ModuleCall(name, module, taps[name], found, probe=original.run)
-        outputs[name] = [own for own, _ in output_names(name, module, found)]
-    return Scheduler(pipeline, build_nodes(pipeline, calls, outputs, gated=False)), outputs
-
-
-def _torch_outputs(pipeline: Pipeline, original: Original) -> list[str]:
-    """Output names of a torch module: as declared, else as referred to, else its sole one."""
-    if original.module.outputs:
-        return list(original.module.outputs.values())
-    texts = [
-        *(text for item in pipeline.modules.values() for text in item.inputs.values()),
-        *(text for item in pipeline.functions.values() for text in item.inputs.values()),
-        *pipeline.results.values(),
-    ]
-    read = [output for node, output in map(pipeline.source_of, texts) if node == original.name]
-    return sorted({*read} - {""}) or ["output"]
-
-
-def _raise_faults(
-    scheduler: Scheduler, states: Mapping[str, Any], taps: Mapping[str, _Tap]
-) -> None:
-    for tap in taps.values():
-        if tap.error is not None:
-            raise tap.error
-    for name, state in states.items():
-        if scheduler.faults[name]:
-            raise NetworkError(
-                f"{name} fails on a sample: {state.reason.removeprefix('failed twice: ')}"
-            )
-
-
-def _result_values(
-    pipeline: Pipeline,
-    scheduler: Scheduler,
-    states: Mapping[str, Any],
-    outputs: Mapping[str, list[str]],
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, text in pipeline.results.items():
-        node, output = pipeline.source_of(text)
-        if node in states:
-            value = scheduler.value(node, output or outputs[node][0], states[node])
-            values[key] = value.copy() if isinstance(value, np.ndarray) else value
-    return values
-
-
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` items, evenly spaced."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
 
 
 def synthetic(original: Original, seed: int = 0) -> tuple[Samples, tuple[Feed, ...]]:
@@ -369,7 +200,7 @@ def ingest(
         }
 
     key = {
-        "network": _identity(original),
+        "network": identity(original),
         "module": module.model_dump(mode="json", exclude={"gate", "fidelity", "network"}),
         "shapes": sorted((k, list(v.shape)) for k, v in feeds[0].items()),
         "tools": tool_versions(),
@@ -429,7 +260,7 @@ def _settled(
     return tuple(settled)
 
 
-def _identity(original: Original) -> str:
+def identity(original: Original) -> str:
     """What the network is: the file's hash, or the torch module's structure and weights."""
     import hashlib
 

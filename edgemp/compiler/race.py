@@ -83,16 +83,20 @@ def _carried_over(
     again = next((t for t in final if started and t.candidate == started.candidate), None)
     if ended is None or again is None or ended.timing is None or again.timing is None:
         return list(rest)
+    assert started is not None
+    assert started.timing is not None
+    started_p50 = started.timing.p50
     shift = again.timing.p50 / ended.timing.p50
     carried = []
     for trial in rest:
         timing = trial.timing
         if timing is not None:
-            scale = again.timing.p50 * timing.ratio / timing.p50
+            scale = again.timing.p50 / started_p50
             timing = replace(
                 timing,
                 p50=timing.p50 * scale,
                 p99=timing.p99 * scale,
+                paired=timing.ratio * again.timing.p50,
                 ratio=timing.ratio * shift,
                 ratio_low=timing.ratio_low * shift,
                 ratio_high=timing.ratio_high * shift,
@@ -222,6 +226,8 @@ def _judge(trials: Sequence[Trial], laps: _Laps) -> list[Trial]:
         base = min(lossless, key=lambda j: float(np.median(rounds[j])))
         own = _same_engine(trial.candidate, [(j, trials[j].candidate) for j in lossless], base)
         ratios = rounds[i] / rounds[base]
+        base_runs = laps.times[trials[base].candidate.label]
+        base_p50 = float(np.median(np.concatenate([np.array(r) for r in base_runs])))
         runs = np.concatenate([np.array(r) for r in laps.times[label]])
         judged.append(
             replace(
@@ -231,6 +237,7 @@ def _judge(trials: Sequence[Trial], laps: _Laps) -> list[Trial]:
                 timing=Timing(
                     p50=float(np.median(runs)),
                     p99=float(np.percentile(runs, 99)),
+                    paired=float(np.median(ratios)) * base_p50,
                     runs=len(runs),
                     ratio=float(np.median(ratios)),
                     ratio_low=float(np.percentile(ratios, 25)),

@@ -27,10 +27,15 @@ Status = Literal["ok", "failed"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Latency over all counted runs (ms), and paired ratios with the untouched network per round."""
+    """Latency over all counted runs (ms), and paired ratios with the untouched network per round.
+
+    `paired` is the untouched network's p50 times the ratio: what candidates are compared by, since
+    pairs cancel the drift of the machine.
+    """
 
     p50: float
     p99: float
+    paired: float
     runs: int
     ratio: float
     ratio_low: float

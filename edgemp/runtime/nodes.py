@@ -99,7 +99,6 @@ class ModuleCall:
             }
             found = self._session.run(self._feed(item))
             for own, theirs in self._outputs:
-                # Copied, because the engine overwrites its buffers before the last item is done.
                 rows[own].append(found[theirs])
         return {own: _stacked(parts) for own, parts in rows.items()}, count
 

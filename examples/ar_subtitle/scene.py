@@ -81,7 +81,7 @@ class Scene:
 
 @functools.cache
 def scene(
-    clips: tuple[footage.Clip, ...] = (footage.BUNNY, footage.BIKES),
+    clips: tuple[footage.Clip, ...] = (footage.RISING, footage.STREET),
     seed: int = 0,
     length: int | None = None,
 ) -> Scene:
@@ -95,7 +95,7 @@ def scene(
         length: frames; None for all of the footage once. Longer scenes start the footage over.
     """
     rng = Random(seed)
-    length = sum(clip.length for clip in clips) if length is None else length
+    length = sum(clip.frames for clip in clips) if length is None else length
     phrasebook = parse_phrasebook(Path(__file__).with_name("phrasebook.tsv").read_bytes())
     deck: list[tuple[str, str]] = []
     placed: list[tuple[Caption, signs.Sign]] = []

@@ -42,7 +42,9 @@ def trial(
         ),
         timing=None
         if ms is None or ratio is None
-        else Timing(ms, ms * 1.2, 30, ratio, ratio, ratio, same_engine if same_engine else ratio),
+        else Timing(
+            ms, ms * 1.2, ms, 30, ratio, ratio, ratio, same_engine if same_engine else ratio
+        ),
     )
 
 

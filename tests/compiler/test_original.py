@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 import edgemp
-from edgemp.compiler.original import Original, record, synthetic
+from edgemp.compiler.original import Original, synthetic
+from edgemp.compiler.recording import record
 from edgemp.errors import NetworkError, SamplesError
 from edgemp.ingest.fold import normalise
 from edgemp.pipeline import Module, Pipeline, Preprocess, Signal
