@@ -7,10 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgemp.errors import PipelineError
 
+DTYPES = frozenset(
+    {"bool", "float16", "float32", "float64"}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+)
 Modality = Literal["video", "audio", "text", "tensor"]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=200)]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_\-]*$", max_length=64)]
@@ -33,6 +37,13 @@ class Signal(_Description):
     shape: tuple[int | None, ...] | None = None
     rate_hz: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     optional: bool = False
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, dtype: str | None) -> str | None:
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(sorted(DTYPES))}")
+        return dtype
 
     @model_validator(mode="before")
     @classmethod
@@ -315,9 +326,10 @@ class Pipeline(_Description):
         )
 
 
+_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 _IMPORT = re.compile(r"^(?P<module>[A-Za-z_][\w.]*):(?P<rest>.+)$")
 
 
 def is_path(reference: str) -> bool:
     """True for a file path, False for `package:resource` and `module:factory`."""
-    return _IMPORT.match(reference) is None
+    return _IMPORT.match(reference) is None or _DRIVE.match(reference) is not None

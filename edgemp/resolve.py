@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgemp.errors import FunctionMissingError, ResolveError
@@ -79,10 +80,19 @@ def import_object(reference: str, where: str) -> Any:
             "it must be importable where the pipeline runs (see --app-dir)"
         ) from error
     for part in name.split("."):
+        if part.startswith("_"):
+            raise FunctionMissingError(f"{where}: {reference!r} names something private")
         try:
             found = getattr(found, part)
         except AttributeError:
             raise FunctionMissingError(f"{where}: {module_name!r} has no {name!r}") from None
+        # Modules that another module has imported lead back to the standard library, as do its
+        # functions under another module's name.
+        home = getattr(found, "__module__", None) or ""
+        if isinstance(found, ModuleType) or home.partition(".")[0] in sys.stdlib_module_names:
+            raise FunctionMissingError(
+                f"{where}: {reference!r} does not name something of that module's own"
+            )
     return found
 
 

@@ -62,7 +62,7 @@ def test_a_bound_holds_exactly_down_to_its_value() -> None:
     assert measured(worse, FidelityBound(cosine_min=0.5999)).holds
     found = measured(worse, FidelityBound(cosine_min=0.6001))
     assert not found.holds
-    assert found.violations == ("min cosine 0.60000 < 0.6001",)
+    assert found.violations == ("min cosine 0.600000 < 0.6001",)
 
 
 def test_the_worst_sample_and_output_decide() -> None:
@@ -79,8 +79,27 @@ def test_the_worst_sample_and_output_decide() -> None:
 def test_a_non_finite_output_violates_even_the_loosest_bound(bad: float) -> None:
     found = measured(np.array([[3.0, bad]], np.float32), LOOSE)
     assert not found.holds
-    assert "y of sample 0 is not finite" in found.violations
+    assert "y of sample 0 is not finite where the original is" in found.violations
     assert found.cosine_min == -1.0
+
+
+def test_what_is_not_finite_in_the_original_must_be_the_same_in_the_output() -> None:
+    masked = np.array([[3.0, -np.inf, 4.0]], np.float32)
+    same = measure([{"y": masked}], [{"y": masked.copy()}], [{}], FidelityBound(), "m")
+    assert same.holds
+    assert same.cosine_min == pytest.approx(1.0)
+    for other in (np.array([[3.0, 0.0, 4.0]], np.float32), -masked):
+        found = measure([{"y": masked}], [{"y": other}], [{}], LOOSE, "m")
+        assert not found.holds
+
+
+def test_a_nan_in_the_reference_does_not_hide_a_wrong_sample() -> None:
+    unsure = np.array([[3.0, np.nan]], np.float32)
+    found = measure([{"y": unsure}, {"y": A}], [{"y": unsure}, {"y": -A}], [{}, {}], LOOSE, "m")
+    assert found.cosine_min == pytest.approx(-1.0)
+    assert not measure(
+        [{"y": unsure}, {"y": A}], [{"y": unsure}, {"y": -A}], [{}, {}], FidelityBound(), "m"
+    ).holds
 
 
 def test_an_absent_output_or_another_shape_violates_even_the_loosest_bound() -> None:

@@ -89,3 +89,17 @@ def test_an_asset_is_a_files_content_or_what_a_factory_returns(package: Path) ->
     assert read_asset(str(package / "boxed" / "nets" / "a.onnx"), "f") == b"net"
     with pytest.raises(ResolveError, match="must return bytes, not str"):
         read_asset("steps:two", "f")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "os:system",
+        "edgemp.isolate:subprocess.Popen",
+        "edgemp.isolate:os.system",
+        "tests.runtime.functions:__builtins__.exec",
+    ],
+)
+def test_no_route_leads_to_the_standard_library(reference: str) -> None:
+    with pytest.raises(FunctionMissingError):
+        import_object(reference, "function f")

@@ -30,7 +30,7 @@ class OnnxRuntimeBackend:
     def probe(self) -> Probe:
         try:
             import onnxruntime
-        except ImportError as error:
+        except Exception as error:  # a broken installation may fail in any way; probes never raise
             return Probe(
                 False, "onnxruntime", problem=f"{error}; pip install 'edgemp[onnxruntime]'"
             )

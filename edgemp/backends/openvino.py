@@ -43,7 +43,7 @@ class OpenVinoBackend:
     def probe(self) -> Probe:
         try:
             import openvino
-        except ImportError as error:
+        except Exception as error:  # a broken installation may fail in any way; probes never raise
             return Probe(False, "openvino", problem=f"{error}; pip install 'edgemp[openvino]'")
         try:
             devices = tuple(openvino.Core().available_devices)

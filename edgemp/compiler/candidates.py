@@ -51,6 +51,7 @@ def offer(
     found: list[Candidate] = []
     left_out: list[str] = []
     wanted = set(precisions) if precisions is not None else None
+    known: set[str] = set()
     for name in backends or target.backends:
         backend = load_backend(name)
         probe = backend.probe()
@@ -58,6 +59,7 @@ def offer(
             left_out.append(f"{name}: {probe.problem}")
             continue
         for precision in backend.precisions(target):
+            known.add(precision.name)
             if not have_samples and not precision.lossless:
                 left_out.append(
                     f"{name} {precision.name}: lossy, and there are no samples to check it with"
@@ -66,6 +68,11 @@ def offer(
             if wanted is not None and precision.name not in wanted and not precision.lossless:
                 continue
             found.append(Candidate(name, precision.name, target.cores, precision.lossless))
+    if unknown := (wanted or set()) - known:
+        raise BackendError(
+            f"unknown precision {', '.join(sorted(unknown))}; the backends here offer: "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
     if not found:
         raise BackendError(
             f"target {target.name}: none of its backends can be used here: {'; '.join(left_out)}"

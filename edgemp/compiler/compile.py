@@ -16,7 +16,7 @@ from edgemp.compiler.cache import StageCache
 from edgemp.compiler.candidates import Candidate, Offer, offer
 from edgemp.compiler.choose import Budget, Choice, choose
 from edgemp.compiler.original import Original, ingest, synthetic
-from edgemp.compiler.pack import pack_bundle
+from edgemp.compiler.pack import GOLDENS, pack_bundle
 from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
 from edgemp.compiler.recording import Recording, recorded
@@ -28,12 +28,10 @@ from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.pipeline import FidelityBound, Module, Pipeline, Signal, is_path
 from edgemp.resolve import find_file, import_callable, is_factory, read_asset
+from edgemp.runtime.gates import gate_policy
 from edgemp.samples import Samples, Split, load_npz, split
 from edgemp.target import Target
 from edgemp.tensor import Feed, TensorSpec
-
-GOLDENS = 2
-"""Held-out samples per module that travel in the bundle, and held-out steps of the pipeline."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +126,13 @@ def compile_pipeline(
             f"({this_machine().arch}, {this_machine().os}), and candidates cannot be checked and timed "
             "for another machine yet; compile on the device, or for --target host"
         )
+    _check_references(pipeline)
     notes: list[str] = []
     steps = _steps(pipeline, samples)
+    offered = offer(target, bool(steps), options.backends, options.precisions)
     originals, networks, recording, steps_split = _ingest_all(
         pipeline, steps, options, cache, progress
     )
-    offered = offer(target, bool(steps), options.backends, options.precisions)
     notes += offered.left_out
     for text in offered.left_out:
         progress.note(f"left out: {text}")
@@ -198,6 +197,19 @@ def single_network(path: str, samples: Path | None = None) -> Pipeline:
         },
         results={spec.name: f"network.{spec.name}" for spec in graph_outputs(model, path)},
     )
+
+
+def _check_references(pipeline: Pipeline) -> None:
+    """Find misspelt gates, metrics and functions in the first second, not after an hour."""
+    for name, module in pipeline.modules.items():
+        if module.gate is not None:
+            gate_policy(module.gate.kind, module.gate.options, f"module {name}")
+        if module.fidelity.metric is not None:
+            import_callable(module.fidelity.metric, f"module {name}, metric")
+    for name, function in pipeline.functions.items():
+        import_callable(function.function, f"function {name}")
+    if pipeline.fidelity is not None:
+        import_callable(pipeline.fidelity.metric, "pipeline metric")
 
 
 def _check_output(output: Path) -> None:
@@ -350,7 +362,13 @@ def _try_all(
     for name, network in networks.items():
         progress.stage(f"{name}: building and checking candidates", len(offered.candidates))
         found: list[Trial] = []
-        parallel = joblib.Parallel(n_jobs=options.jobs, prefer="threads", return_as="generator")
+        engine, _ = joblib.parallel.get_active_backend(prefer="threads")
+        one_by_one = getattr(engine, "supports_return_generator", False)
+        parallel = joblib.Parallel(
+            n_jobs=options.jobs,
+            prefer="threads",
+            return_as="generator" if one_by_one else "list",
+        )
         for trial in parallel(
             joblib.delayed(attempt)(workshop, network, bounds[name], candidate)
             for candidate in offered.candidates

@@ -202,7 +202,7 @@ def ingest(
     key = {
         "network": identity(original),
         "module": module.model_dump(mode="json", exclude={"gate", "fidelity", "network"}),
-        "shapes": sorted((k, list(v.shape)) for k, v in feeds[0].items()),
+        "shapes": sorted({f"{k}{v.shape}" for feed in feeds for k, v in feed.items()}),
         "tools": tool_versions(),
     }
     folder, facts = cache.stage("ingest", key, build)

@@ -20,6 +20,7 @@ from edgemp.pipeline import FidelityBound, Pipeline
 from edgemp.target import Target
 
 GOLDENS = 2
+"""Held-out samples per module that travel in the bundle, and held-out steps of the pipeline."""
 REPORT = "report.json"
 
 

@@ -32,8 +32,8 @@ class Pace:
     at_least: int = 3
 
 
-HEATS = Pace(rounds=5, seconds=0.06)
-FINAL = Pace(rounds=11, seconds=0.12)
+HEATS = Pace(rounds=5, seconds=0.05, at_least=2)
+FINAL = Pace(rounds=11, seconds=0.1, at_least=2)
 
 
 def race(workshop: Workshop, network: Network, trials: Sequence[Trial]) -> list[Trial]:

@@ -18,7 +18,7 @@ from edgemp.compiler.original import Original, identity
 from edgemp.compiler.trials import tool_versions
 from edgemp.errors import NetworkError, SamplesError
 from edgemp.pipeline import Pipeline
-from edgemp.runtime.nodes import FunctionCall, ModuleCall, build_nodes, output_names
+from edgemp.runtime.nodes import FunctionCall, ModuleCall, build_nodes, output_names, wire
 from edgemp.runtime.scheduler import Scheduler
 from edgemp.samples import Samples, Split, read_feeds, save_feeds
 from edgemp.tensor import Array, Feed
@@ -89,6 +89,8 @@ def record(
     for original in originals.values():
         original.open()
     scheduler, outputs = _ungated(pipeline, originals, taps, assets)
+    for key, text in pipeline.results.items():
+        wire(pipeline, outputs, key, text, "results")  # wrong names are found before anything runs
     for index, step in enumerate(steps):
         for tap in taps.values():
             tap.step = index
@@ -177,9 +179,9 @@ def _result_values(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, text in pipeline.results.items():
-        node, output = pipeline.source_of(text)
-        if node in states:
-            value = scheduler.value(node, output or outputs[node][0], states[node])
+        found = wire(pipeline, outputs, key, text, "results")
+        if found.source in states:
+            value = scheduler.value(found.source, found.output, states[found.source])
             values[key] = value.copy() if isinstance(value, np.ndarray) else value
     return values
 

@@ -285,7 +285,9 @@ def tool_versions() -> dict[str, str]:
 def _sources_digest() -> str:
     """Hash of edgemp's own transforms and backends, so that editing one invalidates what it made."""
     root = Path(__file__).parent.parent
-    files = sorted([*(root / "compress").rglob("*.py"), *(root / "backends").rglob("*.py")])
+    files = sorted(
+        file for part in ("ingest", "compress", "backends") for file in (root / part).rglob("*.py")
+    )
     return digest([file.read_text(encoding="utf-8") for file in files])
 
 

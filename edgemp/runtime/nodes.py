@@ -12,7 +12,7 @@ from edgemp.backends.base import Session
 from edgemp.errors import FunctionMissingError, InputError, PipelineError
 from edgemp.pipeline import Function, Module, Pipeline
 from edgemp.resolve import import_callable
-from edgemp.runtime.gates import Gate, create_gate
+from edgemp.runtime.gates import Gate, gate_policy
 from edgemp.runtime.ownership import array_ids, detached
 from edgemp.runtime.preprocess import Preprocessor
 from edgemp.tensor import Array, Feed
@@ -211,9 +211,10 @@ def build_nodes(
             (staleness[w.source] for w in wires if w.source in staleness), default=1000.0
         )
         if isinstance(item, Module) and item.gate is not None:
-            staleness[name] = float(item.gate.options.get("max_staleness_ms", 1000.0))
+            gate_class, policy = gate_policy(item.gate.kind, item.gate.options, f"module {name}")
+            staleness[name] = policy.max_staleness_ms
             if gated:
-                gate = create_gate(item.gate.kind, item.gate.options, f"module {name}")
+                gate = gate_class(policy)
                 direct = (w for w in wires if w.source in pipeline.signals)
                 watched = (
                     Wire("", item.gate.signal, "")

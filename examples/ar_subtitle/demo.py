@@ -166,7 +166,13 @@ def main() -> int:
 
     say("[bold]4/5[/] benchmark")
     source = SourceSpec(video=video)
-    measured = bench(bundle, source, steps=filmed.length, progress=lambda text: say(f"  {text}"))
+    measured = bench(
+        bundle,
+        source,
+        steps=filmed.length,
+        paced_seconds=4.0,
+        progress=lambda text: say(f"  {text}"),
+    )
     against = compare(original, bundle, source, rounds=5, block=8, warmup=3, gated=False)
     sizes = {
         name: sum(choice.trial.size_bytes for choice in found.choices.values())

@@ -69,17 +69,11 @@ class Clip:
 NOISE = 2.0
 """Standard deviation of the sensor noise in still frames, in grey levels."""
 
-BUNNY = Clip("bigbuckbunny.mp4", 132, (160, 0, 960, 720))
-"""One shot, fixed camera, an animal that gets up and stretches (1280x720 in the file)."""
-
 RISING = Clip("bigbuckbunny.mp4", 80, (160, 0, 960, 720))
-"""The beginning of it: something large moves all the time."""
+"""Fixed camera; an animal gets up and stretches, so that something large moves all the time."""
 
 STREET = Clip("bikes.mp4", 105, (139, 0, 362, 272), first=137, still=165)
 """Cars in a street, a pedestrian passing a parked bicycle, and then nothing for a while."""
-
-BIKES = Clip("bikes.mp4", 250, (139, 0, 362, 272))
-"""Six street shots with cuts, mostly fixed camera (640x272 in the file, hence soft when scaled)."""
 
 
 def read(clips: tuple[Clip, ...], wanted: Iterable[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -122,7 +116,7 @@ def _decode(clip: Clip, offsets: list[int]) -> Iterator[tuple[int, NDArray[np.ui
                 cut = picture[y : y + height, x : x + width]
                 frame = _scaled(cut)
                 if offset in offsets:
-                    yield offset, frame
+                    yield offset, frame.copy()  # signs are drawn into what is handed out
     finally:
         capture.release()
     for offset in still:

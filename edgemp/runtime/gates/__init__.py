@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from edgemp.errors import PipelineError
 from edgemp.runtime.gates.base import Decision, Gate, GatePolicy
 
-__all__ = ["Decision", "Gate", "GatePolicy", "create_gate", "gate_kinds"]
+__all__ = ["Decision", "Gate", "GatePolicy", "create_gate", "gate_kinds", "gate_policy"]
 
 
 def gate_kinds() -> list[str]:
@@ -17,24 +17,30 @@ def gate_kinds() -> list[str]:
     return sorted(point.name for point in entry_points(group="edgemp.gates"))
 
 
-def create_gate(kind: str, options: dict[str, object], where: str = "gate") -> Gate:
-    """Build a gate of `kind` with its policy `options`.
+def gate_policy(
+    kind: str, options: dict[str, object], where: str = "gate"
+) -> tuple[type[Gate], GatePolicy]:
+    """The class of a kind of gate, and its checked policy.
 
     Raises:
         PipelineError: for an unknown kind or invalid options; `where` names the module.
     """
     for point in entry_points(group="edgemp.gates", name=kind):
-        gate_class = point.load()
+        gate_class: type[Gate] = point.load()
         try:
-            policy = gate_class.Policy(**options)
+            return gate_class, gate_class.Policy.model_validate(options)
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
                 for item in error.errors()
             )
             raise PipelineError(f"{where}: gate {kind!r} has invalid options: {problems}") from None
-        gate: Gate = gate_class(policy)
-        return gate
     raise PipelineError(
         f"{where}: unknown gate kind {kind!r}; installed kinds: {', '.join(gate_kinds())}"
     )
+
+
+def create_gate(kind: str, options: dict[str, object], where: str = "gate") -> Gate:
+    """Build a gate of `kind` with its policy `options`; raises what `gate_policy` raises."""
+    gate_class, policy = gate_policy(kind, options, where)
+    return gate_class(policy)
