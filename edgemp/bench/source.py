@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgemp.bundle import Bundle
 from edgemp.errors import SamplesError
 from edgemp.pipeline import Pipeline
@@ -97,12 +99,14 @@ def golden_source(bundle: Bundle, fps: float | None = None) -> Source:
 
 
 def npz_source(pipeline: Pipeline, path: Path, fps: float | None = None) -> Source:
-    """The steps of an .npz file, over and over; a batch axis of 1 is added where it is missing.
+    """The steps of an .npz file, over and over.
+
+    As for a compile, a batch axis of 1 is added where it is missing, and float64 becomes float32.
 
     Raises:
         SamplesError: if it is not readable, holds what is no signal, or lacks a required one.
     """
-    steps = [_with_batch(pipeline, step) for step in load_npz(path)]
+    steps = [_fitted(pipeline, step) for step in load_npz(path)]
     if unknown := sorted(set(steps[0]) - set(pipeline.signals)):
         raise SamplesError(
             f"{path}: holds {unknown[0]!r}, which is not a signal; signals are: "
@@ -183,14 +187,16 @@ def _check_complete(pipeline: Pipeline, given: set[str], where: str) -> None:
         )
 
 
-def _with_batch(pipeline: Pipeline, step: Mapping[str, Any]) -> Signals:
-    fitted = {}
+def _fitted(pipeline: Pipeline, step: Mapping[str, Any]) -> Signals:
+    fitted = dict(step)
     for name, value in step.items():
         signal = pipeline.signals.get(name)
-        if signal is not None and signal.shape is not None and value.ndim == len(signal.shape) - 1:
+        if signal is None or signal.shape is None:
+            continue
+        if value.ndim == len(signal.shape) - 1:
             fitted[name] = value[None]
-        else:
-            fitted[name] = value
+        if value.dtype == np.float64 and signal.dtype == "float32":
+            fitted[name] = fitted[name].astype(np.float32)
     return fitted
 
 

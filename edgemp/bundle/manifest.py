@@ -20,7 +20,7 @@ from pydantic import (
 
 from edgemp.bundle.names import MANIFEST, RESERVED, name_problem
 from edgemp.errors import BundleSizeError, ManifestError, SchemaVersionError, UnsafeMemberError
-from edgemp.pipeline import Pipeline
+from edgemp.pipeline import FidelityBound, Pipeline
 from edgemp.tensor import TensorSpec
 
 SCHEMA_VERSION = 1
@@ -65,7 +65,8 @@ class TargetRecord(_Record):
     `requires_isa` lists CPU flags by their Linux names ("avx2", "avx512_vnni", "asimddp").
     """
 
-    name: str
+    # As edgemp.target.Target has it, which loading makes of this record.
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9\-]*$", max_length=64)
     arch: str
     os: str
     requires_isa: tuple[str, ...] = ()
@@ -130,6 +131,15 @@ class ModuleRecord(_Record):
             if any(dim is not None and dim < 0 for dim in spec.shape):
                 raise ValueError(f"{spec.name!r} has a negative dimension")
         return specs
+
+    @field_validator("bound")
+    @classmethod
+    def _is_a_bound(cls, bound: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        try:
+            FidelityBound.model_validate(bound)
+        except ValidationError as error:
+            raise ValueError(_problems(error)) from None
+        return bound
 
 
 class GoldenRecord(_Record):

@@ -44,6 +44,9 @@ def bench(
         typer.Option(min=0, help="Seconds of streaming at the source's own rate, to count drops."),
     ] = 0.0,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key; refuse the bundle unless signed by it.")
+    ] = None,
     allow_fallback: Annotated[
         bool, typer.Option(help="Run even if nodes run elsewhere than the bundle states.")
     ] = False,
@@ -56,9 +59,17 @@ def bench(
     from edgemp.bench.compare import compare
     from edgemp.bench.latency import bench as measure
     from edgemp.bench.source import SourceSpec
+    from edgemp.bundle import read_bundle
     from edgemp.cli.output import console, print_json
+    from edgemp.errors import EdgempError
 
     source = SourceSpec(video=video, samples=samples, fps=fps)
+    # What is used after the measurement is looked at before it.
+    if report is not None and (not report.parent.is_dir() or report.is_dir()):
+        problem = "it is a folder" if report.is_dir() else f"there is no folder {report.parent}"
+        raise EdgempError(f"cannot write {report}: {problem}")
+    if baseline is not None:
+        source.open(read_bundle(baseline))
 
     def tell(text: str) -> None:
         if not json:
@@ -72,6 +83,7 @@ def bench(
         gated=not open_gates,
         cold_starts=cold_starts,
         paced_seconds=paced,
+        public_key=key,
         allow_fallback=allow_fallback,
         progress=tell,
     )
@@ -87,9 +99,8 @@ def bench(
         )
     if report is not None:
         from edgemp.bench.report import write_report
-        from edgemp.bundle import read_bundle
 
-        write_report(report, read_bundle(bundle), measured)
+        write_report(report, read_bundle(bundle, public_key=key), measured)
     if json:
         document = measured.record()
         if against is not None:
@@ -108,7 +119,7 @@ def _print(measured: BenchReport) -> None:
 
     rows = [["end to end", *_times(measured.end_to_end), "", "", ""]]
     for name, node in measured.nodes.items():
-        ceiling = f" of at most {node.skip_ceiling:.1%}" if node.gated else ""
+        ceiling = f" of at most {node.skip_ceiling:.1%}" if node.skip_ceiling > 0 else ""
         engine = "host"
         if node.engine is not None:
             e = node.engine

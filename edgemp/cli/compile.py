@@ -114,4 +114,4 @@ def summarise(compiled: Compiled) -> None:
     reused = sum(reused for reused, _ in compiled.reused.values())
     computed = sum(computed for _, computed in compiled.reused.values())
     lines.append(f"cache: {reused} stages reused, {computed} computed")
-    console().print("; ".join(lines))
+    console().print("; ".join(lines), markup=False)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgemp.bench.tried import Tried
 
 
 def register(app: typer.Typer) -> None:
@@ -28,12 +31,13 @@ def inspect(
     """Show a bundle: pipeline, modules, what was chosen and why, where nodes run. All hashes are checked."""
     from dataclasses import asdict
 
+    from edgemp.bench.tried import trials_of
     from edgemp.bundle import read_bundle
     from edgemp.cli.output import console, print_json, print_table
 
     opened = read_bundle(bundle, public_key=key)
     manifest = opened.manifest
-    report = _report(opened)
+    tried = trials_of(opened) if trials else {}
     if json:
         document = manifest.model_dump(mode="json")
         document["signature"] = opened.signed
@@ -43,7 +47,9 @@ def inspect(
                 for name in manifest.modules
             }
         if trials:
-            document["trials"] = {name: item["trials"] for name, item in report.items()}
+            document["trials"] = {
+                name: [asdict(trial) for trial in found] for name, found in tried.items()
+            }
         print_json(document)
         return
     target = manifest.target
@@ -87,30 +93,19 @@ def inspect(
             ["node", "kind", "unit", "precision", "kernel or reason"],
             [[n.node, n.op, n.unit, n.precision, n.reason] for n in opened.placement(name).nodes],
         )
-    for name, item in report.items() if trials else ():
-        print_table(f"trials of {name}", _TRIALS, [_trial_row(trial) for trial in item["trials"]])
+    for name, found in tried.items():
+        print_table(f"trials of {name}", _TRIALS, [_trial_row(trial) for trial in found])
 
 
 _TRIALS = ["candidate", "p50 ms", "vs original", "MB", "min cosine", "verdict"]
 
 
-def _trial_row(trial: dict[str, Any]) -> list[str]:
-    latency, fidelity = trial["latency_ms"], trial["fidelity"]
-    ratio = trial["ratio_to_original"]
+def _trial_row(trial: Tried) -> list[str]:
     return [
-        trial["candidate"],
-        "" if latency is None else f"{latency['p50']:.2f}",
-        "" if ratio is None else f"{ratio:.2f}x",
-        f"{trial['size_bytes'] / 1e6:.1f}",
-        "" if fidelity is None else f"{fidelity['cosine_min']:.5f}",
-        "holds" if trial["holds"] else f"{trial['stage']}: {trial['reason']}",
+        trial.candidate,
+        "" if trial.latency_ms is None else f"{trial.latency_ms:.2f}",
+        "" if trial.ratio is None else f"{trial.ratio:.2f}x",
+        "" if trial.size_bytes is None else f"{trial.size_bytes / 1e6:.1f}",
+        "" if trial.cosine_min is None else f"{trial.cosine_min:.5f}",
+        "holds" if trial.holds else f"{trial.stage}: {trial.reason}",
     ]
-
-
-def _report(opened: Any) -> dict[str, Any]:
-    import json
-
-    if opened.manifest.report is None:
-        return {}
-    found: dict[str, Any] = json.loads(opened.read(opened.manifest.report))["modules"]
-    return found

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 import traceback
 
+from edgemp.cli.output import hush, print_json, say
 from edgemp.errors import EdgempError
 
 COMMANDS = (
@@ -51,19 +51,33 @@ def main() -> None:
 
             print(__version__)
             raise typer.Exit
-        sys.path.insert(0, os.path.abspath(app_dir))
+        if not os.path.isdir(app_dir):
+            raise EdgempError(f"--app-dir: there is no folder {app_dir}")
+        # At the end: a file there that is called like a package must not take the package's place.
+        sys.path.append(os.path.abspath(app_dir))
 
     for name in COMMANDS:
         importlib.import_module(f"edgemp.cli.{name}").register(app)
-    sys.exit(_guarded(app))
+    code = _guarded(app)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        hush(sys.stdout)
+    sys.exit(code)
 
 
 def _guarded(app: object) -> int:
     try:
         app()  # type: ignore[operator]
     except SystemExit as ended:
+        cause = ended.__context__
+        if isinstance(cause, BrokenPipeError):  # the reader of a help text has left
+            hush(sys.stdout)
+            return 0
         if ended.code == INTERRUPTED:  # typer turns Ctrl-C into this
             _report("Interrupted", "interrupted; nothing half-written was left behind")
+        elif (told := getattr(cause, "format_message", None)) is not None:
+            _report_json("UsageError", told())  # typer has told people
         return ended.code if isinstance(ended.code, int) else 2
     except EdgempError as error:
         _report(type(error).__name__, str(error))
@@ -77,9 +91,13 @@ def _guarded(app: object) -> int:
 
 
 def _report(kind: str, message: str) -> None:
-    print(f"edgemp: {message}", file=sys.stderr)
+    say(f"edgemp: {message}", sys.stderr)
+    _report_json(kind, message)
+
+
+def _report_json(kind: str, message: str) -> None:
     if "--json" in sys.argv:
-        print(json.dumps({"error": {"kind": kind, "message": message}}, indent=1))
+        print_json({"error": {"kind": kind, "message": message}})
 
 
 if __name__ == "__main__":

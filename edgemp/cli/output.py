@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
+from math import isfinite
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgemp.errors import EdgempError
 
@@ -16,25 +18,60 @@ if TYPE_CHECKING:
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document that `--json` puts on stdout."""
-    print(json.dumps(document, indent=1))
+    """The one JSON document that `--json` puts on stdout; NaN and infinities become null."""
+    say(json.dumps(_finite(document), indent=1, allow_nan=False), sys.stdout)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def say(text: str, stream: TextIO) -> None:
+    """A line on stdout or stderr, or nothing if its reader has left (`| head -1`).
+
+    Who reads along does not decide how a command ends: its exit code stays what it would be.
+    """
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        hush(stream)
+
+
+def hush(stream: TextIO) -> None:
+    """Let go unseen whatever else is written to `stream`, what it still buffers included."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def console() -> Console:
+    """People's console on stderr; text is shown as it is, brackets and colons included."""
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            hush(sys.stderr)
+
+    return Plain(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stderr; plain lines where rich would not fit."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    heading = Text(title, style="table.title")
+    table = Table(title=heading, title_justify="left", show_edge=False, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console().print(table, soft_wrap=False)
 
 
@@ -99,7 +136,7 @@ class Bars:
 
             self._progress = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -126,7 +163,7 @@ class Bars:
                 self._progress.remove_task(self._task)
             self._task = self._progress.add_task(name, total=total)
         elif self._live is False and not self._quiet:
-            print(f"{name} …", file=sys.stderr, flush=True)
+            say(f"{name} …", sys.stderr)
 
     def advance(self, item: str) -> None:
         if self._progress is not None:
@@ -134,10 +171,10 @@ class Bars:
             if item:
                 self._progress.console.print(f"  {item}", markup=False)
         elif not self._quiet and item:
-            print(f"  {item}", file=sys.stderr, flush=True)
+            say(f"  {item}", sys.stderr)
 
     def note(self, text: str) -> None:
         if self._progress is not None:
             self._progress.console.print(f"  note: {text}", markup=False, style="yellow")
         elif not self._quiet:
-            print(f"  note: {text}", file=sys.stderr, flush=True)
+            say(f"  note: {text}", sys.stderr)

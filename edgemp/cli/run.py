@@ -90,10 +90,11 @@ def _plain(value: Any) -> Any:
 
     if isinstance(value, np.ndarray):
         if value.size <= 64:
-            return value.tolist()
+            return _plain(value.tolist())
         return {"dtype": value.dtype.name, "shape": list(value.shape)}
     if isinstance(value, np.generic):
-        return value.item()
+        item = value.item()
+        return repr(value) if isinstance(item, np.generic) else _plain(item)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -24,10 +24,12 @@ def sign(
 
     --generate makes a key pair first; with a bundle and no --key, the new key signs it.
     """
-    from edgemp.bundle import signature
+    from edgemp.bundle import read_bundle, signature
     from edgemp.cli.output import console, print_json
     from edgemp.errors import SignatureError
 
+    if bundle is not None:
+        read_bundle(bundle)  # no keys for a bundle that cannot be signed
     document: dict[str, str] = {}
     if generate is not None:
         private = generate.with_name(f"{generate.name}.pem")

@@ -14,6 +14,7 @@ from edgemp.bench.latency import bench
 from edgemp.bench.measured import BenchReport
 from edgemp.bench.source import SourceSpec
 from edgemp.bundle import read_bundle
+from edgemp.cli.bench import _print
 from edgemp.errors import BundleError, SamplesError
 from tests.bench.conftest import EVERY, FPS, FRAMES, STALENESS_MS
 
@@ -53,6 +54,18 @@ def test_a_node_behind_a_gate_shares_its_ceiling(measured: BenchReport) -> None:
     assert measured.nodes["label"].skip_ceiling == measured.nodes["detector"].skip_ceiling
     assert measured.nodes["label"].kind == "function"
     assert measured.nodes["label"].engine is None
+
+
+def test_the_table_shows_the_ceiling_of_every_node_that_may_be_skipped(
+    measured: BenchReport, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    _print(measured)
+    rows = capsys.readouterr().err.splitlines()
+    for name, node in measured.nodes.items():
+        (row,) = [line for line in rows if line.split()[:1] == [name]]
+        assert f"{node.skip_rate:.1%} of at most {node.skip_ceiling:.1%}" in row
+    assert not measured.nodes["label"].gated
 
 
 def test_times_of_a_module_include_its_gate_and_fit_into_the_step(measured: BenchReport) -> None:

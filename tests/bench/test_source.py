@@ -50,6 +50,19 @@ def test_samples_get_the_batch_axis_that_the_signal_has(bundle: Path, conv: Give
     assert signals["x"].shape == (1, 3, 16, 16)
 
 
+def test_samples_in_float64_are_taken_where_the_signal_is_float32(
+    bundle: Path, tmp_path: Path
+) -> None:
+    x = np.linspace(0, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
+    np.savez(tmp_path / "double.npz", x=x)
+    opened = read_bundle(bundle)
+    signals, t = next(iter(SourceSpec(samples=tmp_path / "double.npz").open(opened)))
+    assert signals["x"].dtype == np.float32
+    assert np.array_equal(signals["x"], x[:1].astype(np.float32))
+    with edgemp.load(bundle) as runtime:
+        assert runtime.step(signals, t=t)["y"].source == "fresh"
+
+
 def test_a_video_for_a_pipeline_without_a_video_signal_is_refused(bundle: Path, clip: Path) -> None:
     with pytest.raises(SamplesError, match=r"has no video signal.*--samples"):
         SourceSpec(video=clip).open(read_bundle(bundle))

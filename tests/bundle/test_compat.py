@@ -83,8 +83,8 @@ def test_unknown_cpu_flags_prove_nothing(tmp_path: Path) -> None:
     ("function", "text"),
     [
         ("no_such_module:f", "cannot import 'no_such_module'"),
-        ("collections:no_such_name", "has no 'no_such_name'"),
-        ("math:pi", "not callable"),
+        ("tests.bundle.tiny:no_such_name", "has no 'no_such_name'"),
+        ("tests.bundle.tiny:STEPS", "not callable"),
         ("collections", "not of the form module:name"),
     ],
 )

@@ -20,7 +20,7 @@ PIPELINE = Pipeline.model_validate(
         "modules": {"double": {"network": "double.onnx", "inputs": {"in": "x"}}},
         "functions": {
             "label": {
-                "function": "collections:Counter",
+                "function": "tests.bundle.tiny:label",
                 "inputs": {"scores": "double"},
                 "outputs": ["text"],
                 "assets": {"names": "names.txt"},
@@ -46,6 +46,11 @@ ARTIFACT = Artifact(
     units=("CPU f32",),
     placement=PLACEMENT,
 )
+
+
+def label(scores: object, names: bytes) -> dict[str, str]:
+    """The tiny pipeline's host function."""
+    return {"text": f"{scores} {names.decode()}"}
 
 
 def tiny_manifest(**changes: Any) -> tuple[Manifest, dict[str, bytes]]:

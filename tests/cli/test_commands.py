@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import pytest
 
 from edgemp import __version__
 from edgemp.cli.main import COMMANDS
+from edgemp.cli.output import print_json
+from edgemp.cli.run import _plain
 from tests import networks
+from tests.bundle.hostile import replace_member
 from tests.conftest import Cli, Given
 
 Ran = subprocess.CompletedProcess[str]
@@ -65,6 +70,9 @@ def test_a_wrong_call_is_exit_code_2_with_usage(cli: Cli, arguments: list[str]) 
     assert ran.returncode == 2
     assert "Usage" in ran.stderr
     assert ran.stdout == ""
+    error = document(cli(*arguments, "--json"), 2)["error"]
+    assert error["kind"] == "UsageError"
+    assert error["message"]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +93,81 @@ def test_an_error_is_one_json_document_and_exit_code_2(cli: Cli, arguments: list
     assert error["kind"].endswith("Error")
     assert arguments[1].partition(".")[0] in error["message"]
     assert f"edgemp: {error['message']}" in said(cli(*arguments), 2)
+
+
+def test_json_has_null_where_json_has_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = np.array([1.0, np.nan, np.inf])
+    print_json(
+        {
+            "value": _plain(odd),
+            "nested": [_plain({"a": odd[2]}), (float("-inf"), 2)],
+            "wide": _plain(np.array([1j, 2])),
+        }
+    )
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found["value"] == [1.0, None, None]
+    assert found["nested"] == [{"a": None}, [None, 2]]
+    assert found["wide"] == ["1j", "(2+0j)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stream", "code"),
+    [
+        (["schema", "manifest"], "stdout", 0),
+        (["--help"], "stdout", 0),
+        (["--version"], "stdout", 0),
+        (["targets", "--json"], "stdout", 0),
+        (["targets"], "stderr", 0),
+        (["targets", "toaster"], "stderr", 2),
+        (["targets", "toaster", "--json"], "stdout", 2),
+    ],
+)
+def test_a_reader_that_leaves_does_not_change_the_exit_code(
+    environment: dict[str, str], arguments: list[str], stream: str, code: int
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    other = "stderr" if stream == "stdout" else "stdout"
+    with os.fdopen(writer, "wb") as closed:
+        ran = subprocess.run(
+            [sys.executable, "-m", "edgemp.cli.main", *arguments],
+            env=environment,
+            timeout=300,
+            check=False,
+            **{stream: closed, other: subprocess.PIPE},
+        )
+    seen = ran.stderr if stream == "stdout" else ran.stdout
+    assert ran.returncode == code, seen
+    assert b"Traceback" not in seen
+    assert b"Broken" not in seen
+
+
+def test_an_app_dir_that_does_not_exist_is_said(cli: Cli) -> None:
+    error = document(cli("--app-dir", "no/such", "targets", "--json"), 2)["error"]
+    assert "there is no folder no/such" in error["message"]
+
+
+def test_a_file_in_the_current_folder_does_not_take_a_packages_place(
+    environment: dict[str, str], bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('a stray numpy.py was imported')")
+    (tmp_path / "bin").mkdir()  # as installed: with `python -m`, Python puts the folder first
+    script = tmp_path / "bin" / "edgemp_script.py"
+    script.write_text("from edgemp.cli.main import main\nmain()\n")
+    ran = subprocess.run(
+        [sys.executable, str(script), "inspect", str(bundle), "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert document(ran)["signature"] == "unsigned"
 
 
 # compile
@@ -232,6 +315,62 @@ def test_inspect_shows_what_was_chosen_and_tried(cli: Cli, bundle: Path) -> None
     assert "onnxruntime fp32" in text
 
 
+def test_brackets_and_colons_in_a_path_are_shown_as_they_are(
+    cli: Cli, bundle: Path, tmp_path: Path
+) -> None:
+    for folder in ("d[", "[red]d", ":smile:"):
+        odd = Path(folder) / "q].edgemp"
+        (tmp_path / odd).parent.mkdir()
+        (tmp_path / odd).write_bytes(bundle.read_bytes())
+        for command in ("verify", "inspect"):
+            assert str(odd) in said(cli(command, odd, COLUMNS="200"))
+
+
+@pytest.mark.parametrize(
+    "report", [b"{}", b"not JSON", b'{"modules": {"network": {"trials": [1, {"holds": 2}]}}}']
+)
+def test_inspect_survives_any_report_in_the_bundle(
+    cli: Cli, bundle: Path, tmp_path: Path, report: bytes
+) -> None:
+    path = tmp_path / "odd.edgemp"
+    path.write_bytes(bundle.read_bytes())
+    replace_member(path, "report.json", report)
+    for more in ([], ["--trials"]):
+        said(cli("inspect", path, *more))
+        found = document(cli("inspect", path, "--json", *more))
+        assert not any(trial["holds"] for trial in found.get("trials", {}).get("network", []))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (["--report", "no/such/page.html"], "there is no folder no/such"),
+        (["--report", "."], "it is a folder"),
+        (["--baseline", "absent.edgemp"], "absent.edgemp"),
+        (["--key", "absent.pem"], "is not signed"),
+    ],
+)
+def test_bench_measures_nothing_before_it_knows_that_the_rest_will_work(
+    cli: Cli, bundle: Path, wrong: list[str], text: str
+) -> None:
+    told = said(cli("bench", bundle, *wrong), 2)
+    assert text in told
+    assert "steps" not in told
+
+
+def test_bench_with_a_key_runs_a_bundle_that_is_signed_by_it(
+    cli: Cli, bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.edgemp").write_bytes(bundle.read_bytes())
+    document(cli("sign", "mine.edgemp", "--generate", "k", "--json"))
+    asked = ["--steps", "5", "--cold-starts", "0", "--report", "page.html", "--json"]
+    ran = document(cli("bench", "mine.edgemp", "--key", "k.pub.pem", *asked))
+    assert ran["steps"] == 5
+    assert (tmp_path / "page.html").is_file()
+    error = document(cli("bench", bundle, "--key", "k.pub.pem", *asked), 2)["error"]
+    assert error["kind"] == "SignatureError"
+
+
 def test_bench_reports_percentiles_per_module_and_end_to_end(cli: Cli, bundle: Path) -> None:
     found = document(cli("bench", bundle, "--steps", "40", "--cold-starts", "0", "--json"))
     whole, network = found["end_to_end_ms"], found["nodes"]["network"]
@@ -256,6 +395,12 @@ def test_sign_and_verify_with_a_key_and_refuse_another_key(
     error = document(cli("verify", bundle, "--key", "mine.pub.pem", "--json"), 2)
     assert error["error"]["kind"] == "SignatureError"
     said(cli("sign"), 2)
+
+
+def test_no_keys_are_made_for_a_bundle_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
+    error = document(cli("sign", "absent.edgemp", "--generate", "k", "--json"), 2)["error"]
+    assert error["kind"] == "NotABundleError"
+    assert list(tmp_path.iterdir()) == []
 
 
 # The rest
