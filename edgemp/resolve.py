@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from edgemp.errors import FunctionMissingError, ResolveError
@@ -88,8 +88,10 @@ def import_object(reference: str, where: str) -> Any:
             raise FunctionMissingError(f"{where}: {module_name!r} has no {name!r}") from None
         # Modules that another module has imported lead back to the standard library, as do its
         # functions under another module's name.
-        home = getattr(found, "__module__", None) or ""
-        if isinstance(found, ModuleType) or home.partition(".")[0] in sys.stdlib_module_names:
+        home = ""
+        if isinstance(found, (type, FunctionType, BuiltinFunctionType)):
+            home = (found.__module__ or "").partition(".")[0]
+        if isinstance(found, ModuleType) or home in sys.stdlib_module_names:
             raise FunctionMissingError(
                 f"{where}: {reference!r} does not name something of that module's own"
             )

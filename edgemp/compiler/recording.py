@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import pickle
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,11 +269,12 @@ def _pickled(results: Any) -> bytes:
 
 def _sources(reference: str) -> str:
     """Hash of all Python files beside the function's own: a function may call its neighbours."""
+    home = getattr(importlib.import_module(reference.partition(":")[0]), "__file__", None)
+    if home is None:  # made at run time: nothing tells whether it is the same the next time
+        return f"unknown since {time.time_ns()}"
     found = hashlib.sha256()
-    spec = importlib.util.find_spec(reference.partition(":")[0])
-    if spec is not None and spec.origin is not None:
-        for file in sorted(Path(spec.origin).parent.glob("*.py")):
-            found.update(file.read_bytes())
+    for file in sorted(Path(home).parent.glob("*.py")):
+        found.update(file.read_bytes())
     return found.hexdigest()
 
 

@@ -273,7 +273,9 @@ class Scheduler:
 def _with_whom(reads: _Reads, states: Mapping[str, State]) -> str:
     for name in reads.nodes:
         if states[name].source != "fresh":
-            return f"with {name}: {states[name].reason}"
+            reason = states[name].reason
+            # Far below a gate, the node with the gate is what explains it, not each one between.
+            return reason if reason.startswith("with ") else f"with {name}: {reason}"
     return "nothing new to read"
 
 

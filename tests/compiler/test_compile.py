@@ -130,7 +130,7 @@ def test_a_second_compile_reuses_every_stage(compile_: Compile, tmp_path: Path) 
     first = compile_(cache=cache)
     second = compile_(cache=cache)
     assert all(computed > 0 for _, computed in first.reused.values())
-    assert set(second.reused) == {"ingest", "prepare", "compile", "check", "race"}
+    assert set(second.reused) == {"record", "ingest", "prepare", "compile", "check", "race"}
     assert all(reused > 0 and computed == 0 for reused, computed in second.reused.values())
     assert second.choices == first.choices
 
@@ -588,7 +588,8 @@ def test_samples_that_a_factory_cannot_make_are_the_users_error_by_name(
     def steps() -> Iterator[dict[str, Any]]:
         raise OSError("no camera")
 
-    user_module.make, user_module.best, user_module.steps = Doubler, dict, steps
+    user_module.make, user_module.steps = Doubler, steps
+    user_module.best = lambda scores: {"index": 0}
     refused(
         compile_,
         SamplesError,
