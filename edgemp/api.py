@@ -49,7 +49,8 @@ def compile(  # the name that users expect, as in re.compile
     """
     from edgemp.compiler.cache import StageCache
     from edgemp.compiler.choose import Budget
-    from edgemp.compiler.compile import Options, compile_pipeline, single_network
+    from edgemp.compiler.compile import Options, compile_pipeline
+    from edgemp.compiler.single import single_network
 
     samples = Path(samples) if samples is not None else None
     if not isinstance(pipeline, Pipeline):

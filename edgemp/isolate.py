@@ -177,12 +177,10 @@ def peak_memory_bytes() -> int:
     Not `getrusage` where Linux offers better: its `ru_maxrss` survives fork and exec, so that a
     child would report at least what its parent uses.
     """
-    try:
+    with contextlib.suppress(OSError, IndexError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except (OSError, IndexError, ValueError):
-        pass
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

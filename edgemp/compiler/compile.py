@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgemp.compiler.cache import StageCache
-from edgemp.compiler.candidates import Candidate, Offer, offer
+from edgemp.compiler.candidates import Offer, offer
 from edgemp.compiler.choose import Budget, Choice, choose
 from edgemp.compiler.original import Original, ingest, synthetic
 from edgemp.compiler.pack import GOLDENS, pack_bundle
@@ -26,7 +26,7 @@ from edgemp.fidelity import call_metric
 from edgemp.isolate import Limits
 from edgemp.machine import this_machine
 from edgemp.network import Network
-from edgemp.pipeline import FidelityBound, Module, Pipeline, Signal, is_path
+from edgemp.pipeline import FidelityBound, Module, Pipeline
 from edgemp.resolve import find_file, import_callable, is_factory, read_asset
 from edgemp.runtime.gates import gate_policy
 from edgemp.samples import Samples, Split, load_npz, split
@@ -144,58 +144,6 @@ def compile_pipeline(
     compiled = Compiled(output, target, choices, trials, notes=tuple(notes))
     return _write(
         pipeline, compiled, networks, recording, steps, steps_split, cache, options, progress
-    )
-
-
-def single_network(path: str, samples: Path | None = None) -> Pipeline:
-    """The pipeline of one ONNX file: its inputs are the signals, its outputs the results.
-
-    Raises:
-        NetworkError: if the file is not ONNX, or a dimension is open that samples do not settle.
-        SamplesError: if the samples' names are not the network's inputs.
-    """
-    from edgemp.ingest.onnx_file import (
-        graph_inputs,
-        graph_outputs,
-        read_onnx,
-        resolve_shapes,
-    )
-
-    file = find_file(path, "network")
-    model = read_onnx(file, path)
-    inputs = graph_inputs(model, path)
-    seen: dict[str, set[tuple[int, ...]]] = {}
-    if samples is not None:
-        feeds = load_npz(samples)
-        names = {spec.name for spec in inputs}
-        if set(feeds[0]) != names:
-            raise SamplesError(
-                f"{samples}: holds {sorted(feeds[0])}, but the network's inputs are {sorted(names)}"
-            )
-        for spec in inputs:
-            found = {feed[spec.name].shape for feed in feeds}
-            seen[spec.name] = {
-                (1, *shape) if len(shape) == len(spec.shape) - 1 else shape for shape in found
-            }
-    shapes = resolve_shapes(inputs, {}, seen, path)
-    name = "".join(c if c.isalnum() else "_" for c in Path(file).stem)
-    name = name if name[:1].isalpha() else f"network_{name}"
-    return Pipeline(
-        name=name[:64],
-        signals={
-            spec.name: Signal(dtype=spec.dtype, shape=tuple(shapes[spec.name])) for spec in inputs
-        },
-        modules={
-            "network": Module(
-                network=str(file) if is_path(path) else path,
-                inputs={spec.name: spec.name for spec in inputs},
-                shapes={
-                    key: tuple(-1 if dim is None else dim for dim in shape)
-                    for key, shape in shapes.items()
-                },
-            )
-        },
-        results={spec.name: f"network.{spec.name}" for spec in graph_outputs(model, path)},
     )
 
 
@@ -508,6 +456,3 @@ def _provenance(steps_split: Split | None, options: Options) -> dict[str, Any]:
             "cores": machine.cores,
         },
     }
-
-
-__all__ = ["Candidate", "Compiled", "Options", "compile_pipeline", "describe", "single_network"]

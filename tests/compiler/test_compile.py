@@ -231,7 +231,7 @@ def test_hanging_and_hungry_candidates_do_not_stop_a_compile(
     conv: Given, stage_cache: Path, tmp_path: Path
 ) -> None:
     from edgemp.compiler.cache import StageCache
-    from edgemp.compiler.compile import single_network
+    from edgemp.compiler.single import single_network
 
     compiled = compile_pipeline(
         single_network(str(conv.model), conv.samples),
