@@ -135,10 +135,10 @@ def main() -> int:
     say = console().print
     filmed = scene()
     video = output / "scene.mp4"
-    say(f"[bold]1/5[/] footage with {len(filmed.captions)} known captions -> {video}")
+    say(f"1/5 footage with {len(filmed.captions)} known captions -> {video}")
     film(filmed, video)
 
-    say("[bold]2/5[/] compile")
+    say("2/5 compile")
     bundle, original = output / "ar_subtitle.edgemp", output / "original.edgemp"
     with Bars(quiet=False) as bars:
         compiled = edgemp.compile(
@@ -154,9 +154,7 @@ def main() -> int:
             progress=bars,
         )
 
-    say(
-        f"[bold]3/5[/] run it behind its gate -> {output / 'annotated.mp4'}, {output / 'still.png'}"
-    )
+    say(f"3/5 run it behind its gate -> {output / 'annotated.mp4'}, {output / 'still.png'}")
     judged = [
         judge(f"original, every {EVERY}th frame", original, video, filmed),
         judge(f"compiled, every {EVERY}th frame", bundle, video, filmed),
@@ -164,7 +162,7 @@ def main() -> int:
     ]
     print_judged(judged)
 
-    say("[bold]4/5[/] benchmark")
+    say("4/5 benchmark")
     source = SourceSpec(video=video)
     measured = bench(
         bundle,
@@ -186,7 +184,7 @@ def main() -> int:
         "artifact_bytes": sizes,
         "checks": checks,
     }
-    say(f"[bold]5/5[/] {output / 'report.html'}, {output / 'bench.json'}")
+    say(f"5/5 {output / 'report.html'}, {output / 'bench.json'}")
     write_report(output / "report.html", read_bundle(bundle), measured)
     partial = output / ".bench.json.partial"
     partial.write_text(json.dumps(document, indent=1))
