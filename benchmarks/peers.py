@@ -46,6 +46,7 @@ def main() -> int:
     from benchmarks.peers.engines import ENGINES
     from benchmarks.peers.report import rows, show, summary
     from benchmarks.peers.workloads import WORKLOADS
+    from benchmarks.rows import write_rows
     from edgemp.isolate import Limits
     from edgemp.machine import this_machine
 
@@ -82,7 +83,7 @@ def main() -> int:
         if left:
             print(f"left out, {what}: {', '.join(left)}")
     if args.json:
-        args.json.write_text(json.dumps([vars(row) for row in made], indent=2) + "\n")
+        write_rows(args.json, made)
     return int(any(row.holds is False for row in made))
 
 

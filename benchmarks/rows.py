@@ -18,10 +18,10 @@ class Row:
 
     case: str
     metric: str
-    value: float | None
+    value: float | str | None
     goal: str | None = None
     holds: bool | None = None
-    rivals: Mapping[str, float | None] = field(default_factory=dict)
+    rivals: Mapping[str, float | str | None] = field(default_factory=dict)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -63,5 +63,7 @@ def print_table(rows: Sequence[Row], title: str = "") -> None:
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
-def _text(value: float | None) -> str:
+def _text(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value
     return "-" if value is None else f"{value:.4g}"

@@ -11,24 +11,13 @@ import numpy as np
 
 from benchmarks.peers.arena import Entry
 from benchmarks.peers.engines import CONTROL, ENGINES, OURS
+from benchmarks.rows import Row
 
 AS_FAITHFUL = 1e-4
 """A rival is as faithful when its min cosine is no more than this below edgemp's."""
 
 TOO_NOISY = 0.05
 """Where one bundle in two processes differs by more than this, no ratio is called won or lost."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """`goal` and `holds` are None where a figure has no goal; what was not measured is None."""
-
-    case: str
-    metric: str
-    value: float | str | None
-    goal: str | None
-    holds: bool | None
-    rivals: dict[str, float | str | None]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from .hostile import (
 MB = 1 << 20
 
 
-def refused(path: Path, error: type[BundleError], text: str, **options: Any) -> None:
+def check_refused(path: Path, error: type[BundleError], text: str, **options: Any) -> None:
     with pytest.raises(BundleError, match=text) as caught:
         read_bundle(path, **options)
     assert type(caught.value) is error
@@ -61,12 +61,12 @@ def test_the_hand_made_archive_is_fine_without_hostile_entries(bundle_path: Path
 
 
 def test_missing_files_folders_and_pipes(tmp_path: Path) -> None:
-    refused(tmp_path / "missing", NotABundleError, "no such file")
-    refused(tmp_path, NotABundleError, "not a file")
+    check_refused(tmp_path / "missing", NotABundleError, "no such file")
+    check_refused(tmp_path, NotABundleError, "not a file")
     (tmp_path / "file").touch()
-    refused(tmp_path / "file" / "below", NotABundleError, "no such file")
+    check_refused(tmp_path / "file" / "below", NotABundleError, "no such file")
     os.mkfifo(tmp_path / "pipe")
-    refused(tmp_path / "pipe", NotABundleError, "not a file")
+    check_refused(tmp_path / "pipe", NotABundleError, "not a file")
 
 
 def test_an_unreadable_file(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,56 +74,56 @@ def test_an_unreadable_file(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", denied)
-    refused(bundle_path, BundleError, "cannot be read: Permission denied")
+    check_refused(bundle_path, BundleError, "cannot be read: Permission denied")
 
 
 @pytest.mark.parametrize("content", [b"", b"P", b"PK\x03\x04", b"hello" * 100, b"\x7fELF" * 99])
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "b").write_bytes(content)
-    refused(tmp_path / "b", NotABundleError, "not an edgemp bundle|truncated")
+    check_refused(tmp_path / "b", NotABundleError, "not an edgemp bundle|truncated")
 
 
 def test_a_zip_without_a_manifest(tmp_path: Path) -> None:
     rewrite(tmp_path / "b", [("readme.txt", b"hi")])
-    refused(tmp_path / "b", NotABundleError, r"no manifest\.json")
+    check_refused(tmp_path / "b", NotABundleError, r"no manifest\.json")
     rewrite(tmp_path / "b", [])
-    refused(tmp_path / "b", NotABundleError, r"no manifest\.json")
+    check_refused(tmp_path / "b", NotABundleError, r"no manifest\.json")
 
 
 def test_every_truncation_is_refused(bundle_path: Path) -> None:
     whole = bundle_path.read_bytes()
     for length in range(0, len(whole), 7):
         bundle_path.write_bytes(whole[:length])
-        refused(bundle_path, NotABundleError, "truncated|not an edgemp bundle")
+        check_refused(bundle_path, NotABundleError, "truncated|not an edgemp bundle")
 
 
 def test_data_around_or_between_members(bundle_path: Path) -> None:
     whole = bundle_path.read_bytes()
     bundle_path.write_bytes(b"#!/bin/sh\n" + whole)
-    refused(bundle_path, NotABundleError, "does not start like a zip")
+    check_refused(bundle_path, NotABundleError, "does not start like a zip")
     bundle_path.write_bytes(whole + b"tail")
-    refused(bundle_path, NotABundleError, "followed by other data")
+    check_refused(bundle_path, NotABundleError, "followed by other data")
     bundle_path.write_bytes(whole[:30] + whole)
-    refused(bundle_path, NotABundleError, "end record describes another file")
+    check_refused(bundle_path, NotABundleError, "end record describes another file")
     bundle_path.write_bytes(whole)
     # Offsets are right here, but the first member does not start the file.
     hostile(bundle_path, prefix=whole[:40])
-    refused(bundle_path, NotABundleError, "starts at byte 40, not at 0")
+    check_refused(bundle_path, NotABundleError, "starts at byte 40, not at 0")
 
 
 def test_overlapping_members(bundle_path: Path) -> None:
     hostile(bundle_path, Entry(b"again", b"x", offset=0))
-    refused(bundle_path, NotABundleError, "overlapping members")
+    check_refused(bundle_path, NotABundleError, "overlapping members")
 
 
 def test_headers_that_disagree(bundle_path: Path) -> None:
     hostile(bundle_path, Entry(b"seen", local_name=b"gone"))
-    refused(bundle_path, NotABundleError, "header of member 'seen' differ")
+    check_refused(bundle_path, NotABundleError, "header of member 'seen' differ")
 
 
 def test_extra_fields(bundle_path: Path) -> None:
     hostile(bundle_path, Entry(b"seen", extra=b"up\x05\x00\x01aaaa"))
-    refused(bundle_path, NotABundleError, "not written by edgemp")
+    check_refused(bundle_path, NotABundleError, "not written by edgemp")
 
 
 # Names and types
@@ -156,7 +156,7 @@ def test_extra_fields(bundle_path: Path) -> None:
 )
 def test_unsafe_names(bundle_path: Path, name: bytes, text: str) -> None:
     hostile(bundle_path, Entry(name))
-    refused(bundle_path, UnsafeMemberError, text)
+    check_refused(bundle_path, UnsafeMemberError, text)
 
 
 @pytest.mark.parametrize(
@@ -176,17 +176,17 @@ def test_unsafe_names(bundle_path: Path, name: bytes, text: str) -> None:
 )
 def test_unsafe_entries(bundle_path: Path, entry: Entry, text: str) -> None:
     hostile(bundle_path, entry)
-    refused(bundle_path, UnsafeMemberError, text)
+    check_refused(bundle_path, UnsafeMemberError, text)
 
 
 @pytest.mark.parametrize("name", ["../model.onnx", "/model.onnx", "a\\b", "C:x"])
 def test_unsafe_names_inside_the_manifest(bundle_path: Path, name: str) -> None:
     whole = bundle_path.read_bytes()
     edit_manifest(bundle_path, lambda data: data["modules"]["double"]["files"].update({name: "a"}))
-    refused(bundle_path, UnsafeMemberError, re.escape(repr(name)))
+    check_refused(bundle_path, UnsafeMemberError, re.escape(repr(name)))
     bundle_path.write_bytes(whole)
     edit_manifest(bundle_path, lambda data: data.update(report=name))
-    refused(bundle_path, UnsafeMemberError, re.escape(repr(name)))
+    check_refused(bundle_path, UnsafeMemberError, re.escape(repr(name)))
 
 
 # Sizes
@@ -196,7 +196,7 @@ def bounded(path: Path, text: str, **options: Any) -> None:
     tracemalloc.start()
     started = time.monotonic()
     try:
-        refused(path, BundleSizeError, text, **options)
+        check_refused(path, BundleSizeError, text, **options)
         assert tracemalloc.get_traced_memory()[1] < 2 * MB
     finally:
         tracemalloc.stop()
@@ -250,7 +250,7 @@ def test_zip64(bundle_path: Path) -> None:
     whole = bytearray(bundle_path.read_bytes())
     whole[-6:-2] = b"\xff" * 4
     bundle_path.write_bytes(whole)
-    refused(bundle_path, BundleSizeError, "zip64")
+    check_refused(bundle_path, BundleSizeError, "zip64")
 
 
 # Members
@@ -259,9 +259,9 @@ def test_zip64(bundle_path: Path) -> None:
 def test_missing_and_undeclared_members(bundle_path: Path) -> None:
     members = contents(bundle_path)
     rewrite(bundle_path, {**members, "extra": b"x"}.items())
-    refused(bundle_path, MemberError, "'extra' is not listed in the manifest")
+    check_refused(bundle_path, MemberError, "'extra' is not listed in the manifest")
     rewrite(bundle_path, [(k, v) for k, v in members.items() if k != "report.txt"])
-    refused(bundle_path, MemberError, r"'report\.txt' is missing")
+    check_refused(bundle_path, MemberError, r"'report\.txt' is missing")
 
 
 @pytest.mark.parametrize("name", ["report.txt", "modules/double/files/model.onnx"])
@@ -269,16 +269,16 @@ def test_changed_members(bundle_path: Path, name: str) -> None:
     members = contents(bundle_path)
     changed = bytes([members[name][0] ^ 1]) + members[name][1:]
     rewrite(bundle_path, {**members, name: changed}.items())
-    refused(bundle_path, MemberError, "was changed")
+    check_refused(bundle_path, MemberError, "was changed")
     rewrite(bundle_path, {**members, name: members[name][:-1]}.items())
-    refused(bundle_path, MemberError, "bytes, the manifest says")
+    check_refused(bundle_path, MemberError, "bytes, the manifest says")
 
 
 def test_members_damaged_in_transit(bundle_path: Path) -> None:
     whole = bundle_path.read_bytes()
     at = whole.index(bytes(range(256)))
     bundle_path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
-    refused(bundle_path, MemberError, "is damaged")
+    check_refused(bundle_path, MemberError, "is damaged")
 
 
 def test_compressed_data_cut_short_with_a_tail_or_garbage(bundle_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_compressed_data_cut_short_with_a_tail_or_garbage(bundle_path: Path) -> 
     ]:
         entry = Entry(b"report.txt", payload, method=8, size=size or len(text), crc=0)
         bundle_path.write_bytes(archive([*entries, entry]))
-        refused(bundle_path, MemberError, message)
+        check_refused(bundle_path, MemberError, message)
 
 
 # The manifest
@@ -306,7 +306,7 @@ def test_other_schema_versions(bundle_path: Path, version: Any) -> None:
         data["schema_version"] = version
 
     edit_manifest(bundle_path, edit)
-    refused(bundle_path, SchemaVersionError, "this edgemp reads version 1: upgrade edgemp")
+    check_refused(bundle_path, SchemaVersionError, "this edgemp reads version 1: upgrade edgemp")
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_other_schema_versions(bundle_path: Path, version: Any) -> None:
 )
 def test_manifests_that_are_no_manifest(bundle_path: Path, raw: bytes, text: str) -> None:
     replace_manifest(bundle_path, raw)
-    refused(bundle_path, ManifestError, text)
+    check_refused(bundle_path, ManifestError, text)
 
 
 Edit = Callable[[dict[str, Any]], object]
@@ -384,7 +384,7 @@ Edit = Callable[[dict[str, Any]], object]
 )
 def test_manifests_that_break_the_schema(bundle_path: Path, edit: Edit, text: str) -> None:
     edit_manifest(bundle_path, edit)
-    refused(bundle_path, ManifestError, text)
+    check_refused(bundle_path, ManifestError, text)
 
 
 def test_a_manifest_with_a_million_errors_gives_a_short_message(bundle_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_the_longest_chain_of_modules_is_validated_in_bounded_time(bundle_path: 
 
     edit_manifest(bundle_path, edit)
     started = time.monotonic()
-    refused(bundle_path, ManifestError, "modules do not match the pipeline")
+    check_refused(bundle_path, ManifestError, "modules do not match the pipeline")
     assert time.monotonic() - started < 5
 
 
