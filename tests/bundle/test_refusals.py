@@ -192,7 +192,7 @@ def test_unsafe_names_inside_the_manifest(bundle_path: Path, name: str) -> None:
 # Sizes
 
 
-def bounded(path: Path, text: str, **options: Any) -> None:
+def check_bounded(path: Path, text: str, **options: Any) -> None:
     tracemalloc.start()
     started = time.monotonic()
     try:
@@ -210,7 +210,7 @@ def test_a_bomb_that_declares_little(bundle_path: Path) -> None:
     entries = [Entry(k.encode(), v) for k, v in members.items() if k != "report.txt"]
     entries.append(Entry(b"report.txt", bomb, method=8, size=size))
     bundle_path.write_bytes(archive(entries))
-    bounded(bundle_path, f"more than the {size} bytes it declares")
+    check_bounded(bundle_path, f"more than the {size} bytes it declares")
 
 
 def test_a_bomb_that_declares_much(bundle_path: Path) -> None:
@@ -218,32 +218,32 @@ def test_a_bomb_that_declares_much(bundle_path: Path) -> None:
     members = contents(bundle_path)
     entries = [Entry(k.encode(), v) for k, v in members.items() if k != "report.txt"]
     bundle_path.write_bytes(archive([*entries, bomb]))
-    bounded(bundle_path, "at most 1048576 allowed", max_member_bytes=MB)
-    bounded(bundle_path, "at most 2097152 allowed", max_total_bytes=2 * MB)
+    check_bounded(bundle_path, "at most 1048576 allowed", max_member_bytes=MB)
+    check_bounded(bundle_path, "at most 2097152 allowed", max_total_bytes=2 * MB)
     edit = members["manifest.json"].replace(b'"size": 650', b'"size": 67108864')
     entries[0] = Entry(b"manifest.json", edit)
     bundle_path.write_bytes(archive([*entries, bomb]))
-    bounded(bundle_path, "200 to 1, like a zip bomb")
+    check_bounded(bundle_path, "200 to 1, like a zip bomb")
 
 
 def test_a_manifest_bomb(bundle_path: Path) -> None:
     bundle_path.write_bytes(archive([Entry(b"manifest.json", size=5 * MB)]))
-    bounded(bundle_path, "at most 4194304 allowed")
+    check_bounded(bundle_path, "at most 4194304 allowed")
     bomb = deflated(b" " * 4 * MB)
     bundle_path.write_bytes(archive([Entry(b"manifest.json", bomb, method=8, size=4 * MB)]))
-    bounded(bundle_path, "like a zip bomb")
+    check_bounded(bundle_path, "like a zip bomb")
     bundle_path.write_bytes(archive([Entry(b"manifest.json", bomb, method=8, size=99)]))
-    bounded(bundle_path, "more than the 99 bytes")
+    check_bounded(bundle_path, "more than the 99 bytes")
 
 
 def test_a_stored_member_that_declares_another_size(bundle_path: Path) -> None:
     bundle_path.write_bytes(archive([Entry(b"manifest.json", b"{}", size=9)]))
-    bounded(bundle_path, "declares 9 bytes but holds 2")
+    check_bounded(bundle_path, "declares 9 bytes but holds 2")
 
 
 def test_many_members_that_are_large_together(bundle_path: Path) -> None:
     hostile(bundle_path, *[Entry(b"m%d" % n, size=MB) for n in range(20)])
-    bounded(bundle_path, "at most 10485760 allowed", max_total_bytes=10 * MB)
+    check_bounded(bundle_path, "at most 10485760 allowed", max_total_bytes=10 * MB)
 
 
 def test_zip64(bundle_path: Path) -> None:

@@ -465,7 +465,7 @@ def test_a_pipeline_metric_below_its_bound_writes_nothing(
 # Bad input
 
 
-def refused(
+def check_refused(
     compile_: Compile, kind: type[EdgempError], match: str, *args: Any, **more: Any
 ) -> None:
     with pytest.raises(kind, match=match) as caught:
@@ -475,8 +475,8 @@ def refused(
 
 def test_a_file_that_is_not_onnx_is_refused(compile_: Compile, tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"no network at all")
-    refused(compile_, NetworkError, "is not an ONNX file", tmp_path / "a.onnx")
-    refused(compile_, EdgempError, "there is no file", tmp_path / "absent.onnx")
+    check_refused(compile_, NetworkError, "is not an ONNX file", tmp_path / "a.onnx")
+    check_refused(compile_, EdgempError, "there is no file", tmp_path / "absent.onnx")
     assert written(tmp_path) == ["a.onnx"]
 
 
@@ -485,24 +485,24 @@ def test_an_operator_that_no_engine_knows_is_refused_by_name(
 ) -> None:
     path = networks.saved(networks.unknown_operator_model(), tmp_path / "a.onnx")
     samples = saved(tmp_path, x=networks.samples(4, (4,)))
-    refused(compile_, UnsupportedOpError, "Warp", path, samples=samples)
+    check_refused(compile_, UnsupportedOpError, "Warp", path, samples=samples)
 
 
 def test_samples_with_wrong_names_are_refused(compile_: Compile, tmp_path: Path) -> None:
     samples = saved(tmp_path, image=networks.samples(4, (3, 16, 16)))
-    refused(compile_, SamplesError, r"\['image'\].*inputs are \['x'\]", samples=samples)
+    check_refused(compile_, SamplesError, r"\['image'\].*inputs are \['x'\]", samples=samples)
 
 
 def test_samples_of_the_wrong_shape_are_refused(compile_: Compile, tmp_path: Path) -> None:
     samples = saved(tmp_path, x=networks.samples(4, (3, 16, 20)))
-    refused(
+    check_refused(
         compile_, SamplesError, r"sample 0.*\[1, 3, 16, 20\].*\[1, 3, 16, 16\]", samples=samples
     )
 
 
 def test_samples_of_the_wrong_type_are_refused(compile_: Compile, tmp_path: Path) -> None:
     samples = saved(tmp_path, x=np.ones((4, 3, 16, 16), np.int16))
-    refused(compile_, SamplesError, "sample 0.*int16.*float32", samples=samples)
+    check_refused(compile_, SamplesError, "sample 0.*int16.*float32", samples=samples)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -511,7 +511,7 @@ def test_samples_with_nan_or_infinity_are_refused(
 ) -> None:
     x = networks.samples(4, (3, 16, 16))
     x[2, 0, 0, 0] = bad
-    refused(compile_, SamplesError, "NaN or infinity", samples=saved(tmp_path, x=x))
+    check_refused(compile_, SamplesError, "NaN or infinity", samples=saved(tmp_path, x=x))
 
 
 def test_float64_samples_are_taken_as_float32(compile_: Compile, tmp_path: Path) -> None:
@@ -533,7 +533,9 @@ def test_a_dynamic_dimension_without_a_value_is_refused_and_samples_settle_it(
     compile_: Compile, tmp_path: Path
 ) -> None:
     path = networks.saved(networks.mlp_model(batch="n"), tmp_path / "a.onnx")
-    refused(compile_, NetworkError, r"dynamic dimension that has no value", path, samples=None)
+    check_refused(
+        compile_, NetworkError, r"dynamic dimension that has no value", path, samples=None
+    )
     samples = saved(tmp_path, x=networks.samples(4, (1, 12)))
     compile_(path, samples=samples)
     shape = read_bundle(tmp_path / "m.edgemp").module("network").inputs[0].shape
@@ -551,7 +553,7 @@ def test_missing_external_data_is_refused_by_its_name(compile_: Compile, tmp_pat
     )
     compile_(path)
     (tmp_path / "weights.bin").unlink()
-    refused(compile_, NetworkError, r"weights\.bin", path)
+    check_refused(compile_, NetworkError, r"weights\.bin", path)
 
 
 def test_a_target_that_is_not_this_machine_is_refused(compile_: Compile, tmp_path: Path) -> None:
@@ -559,8 +561,8 @@ def test_a_target_that_is_not_this_machine_is_refused(compile_: Compile, tmp_pat
     board.write_text(
         'name = "far-board"\narch = "riscv64"\nos = "linux"\ncores = 4\nbackends = ["onnxruntime"]\n'
     )
-    refused(compile_, TargetError, "far-board.*is not this machine", target=str(board))
-    refused(compile_, TargetError, "unknown target 'toaster'", target="toaster")
+    check_refused(compile_, TargetError, "far-board.*is not this machine", target=str(board))
+    check_refused(compile_, TargetError, "unknown target 'toaster'", target="toaster")
     assert written(tmp_path) == ["board.toml"]
 
 
@@ -573,11 +575,11 @@ def test_a_cycle_and_a_function_that_cannot_be_imported_are_refused(
         "functions: {b: {function: 'a:b', inputs: {v: m}, outputs: [out]}}\n"
     )
     (tmp_path / "p.yaml").write_text(text)
-    refused(compile_, PipelineError, "cycle through: b, m", tmp_path / "p.yaml")
+    check_refused(compile_, PipelineError, "cycle through: b, m", tmp_path / "p.yaml")
     user_module.make = Doubler
     x = np.load(conv.samples)["x"]
     user_module.steps = lambda: ({"x": one[None]} for one in x)
-    refused(
+    check_refused(
         compile_, FunctionMissingError, "'user_code' has no 'best'", chained(conv), samples=None
     )
 
@@ -590,7 +592,7 @@ def test_samples_that_a_factory_cannot_make_are_the_users_error_by_name(
 
     user_module.make, user_module.steps = Doubler, steps
     user_module.best = lambda scores: {"index": 0}
-    refused(
+    check_refused(
         compile_,
         SamplesError,
         "user_code:steps failed: OSError: no camera",
@@ -598,7 +600,7 @@ def test_samples_that_a_factory_cannot_make_are_the_users_error_by_name(
         samples=None,
     )
     user_module.steps = lambda: iter(())
-    refused(compile_, SamplesError, "gave no steps", chained(conv), samples=None)
+    check_refused(compile_, SamplesError, "gave no steps", chained(conv), samples=None)
 
 
 # Where the bundle goes
