@@ -1,4 +1,4 @@
-"""What this machine is: architecture, operating system, cores, instruction sets, memory."""
+"""What this machine is: architecture, operating system, cores, instruction sets, memory, model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _ARCH = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine. `isa` holds the CPU flags of Linux (x86 `flags`, Arm `Features`), empty if unknown."""
+    """One machine. `isa` holds the CPU flags of Linux (x86 `flags`, Arm `Features`), empty if unknown.
+
+    `model` is what the firmware calls the device ("Raspberry Pi 5 Model B Rev 1.0"), "" if unknown.
+    """
 
     arch: str
     os: str
@@ -21,6 +24,7 @@ class Machine:
     isa: frozenset[str]
     memory_bytes: int | None
     cpu: str
+    model: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -44,7 +48,17 @@ def this_machine() -> Machine:
         isa=isa,
         memory_bytes=_memory_bytes(),
         cpu=cpu or platform.processor() or "unknown CPU",
+        model=_model(),
     )
+
+
+def _model() -> str:
+    for path in ("/proc/device-tree/model", "/sys/class/dmi/id/product_name"):
+        try:
+            return Path(path).read_text(errors="replace").strip("\0\n ")
+        except OSError:
+            continue
+    return ""
 
 
 def _cpu_info() -> tuple[frozenset[str], str]:

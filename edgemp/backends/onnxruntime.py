@@ -8,8 +8,7 @@ from typing import Any
 
 from edgemp.backends.base import (
     Artifact,
-    BuildPackage,
-    Estimate,
+    BackendDefaults,
     NodePlacement,
     Placement,
     Precision,
@@ -22,7 +21,7 @@ from edgemp.target import Target
 from edgemp.tensor import Array, Feed
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(BackendDefaults):
     """ONNX Runtime on the CPU (https://onnxruntime.ai/docs/api/python/)."""
 
     name = "onnxruntime"
@@ -94,16 +93,8 @@ class OnnxRuntimeBackend:
         session.close()
         return placed
 
-    def defer(self, network: Network, target: Target, precision: str) -> BuildPackage:
-        raise BackendError("onnxruntime compiles on any machine; nothing is left to a device")
-
     def open(self, artifact: Artifact, target: Target) -> Session:
         return OnnxRuntimeSession(artifact)
-
-    def estimate(self, network: Network, target: Target, precision: str) -> Estimate:
-        from edgemp.backends.roofline import roofline
-
-        return roofline(network, target, precision)
 
 
 def _engine() -> Any:

@@ -15,8 +15,7 @@ import numpy as np
 
 from edgemp.backends.base import (
     Artifact,
-    BuildPackage,
-    Estimate,
+    BackendDefaults,
     NodePlacement,
     Placement,
     Precision,
@@ -35,7 +34,7 @@ MAX_XML_BYTES = 256 << 20
 _HINT = {"fp32": "f32", "fp32-w16": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(BackendDefaults):
     """OpenVINO on the CPU (https://docs.openvino.ai)."""
 
     name = "openvino"
@@ -123,18 +122,8 @@ class OpenVinoBackend:
         session.close()
         return placed
 
-    def defer(self, network: Network, target: Target, precision: str) -> BuildPackage:
-        raise BackendError(
-            "openvino's CPU device compiles when it loads; nothing is left to a device"
-        )
-
     def open(self, artifact: Artifact, target: Target) -> Session:
         return OpenVinoSession(artifact)
-
-    def estimate(self, network: Network, target: Target, precision: str) -> Estimate:
-        from edgemp.backends.roofline import roofline
-
-        return roofline(network, target, precision)
 
 
 def _core() -> Any:

@@ -18,7 +18,7 @@ ELEMENT_BYTES = {"fp32": 4, "fp32-w16": 4, "bf16": 2, "int8": 1, "int8-bf16": 1,
 PEAK_OF = {"fp32-w16": "fp32", "int8-bf16": "int8", "int8-dynamic": "int8"}
 
 
-def roofline(network: Network, target: Target, precision: str) -> Estimate:
+def roofline(network: Network, target: Target, precision: str, unit: str = "CPU") -> Estimate:
     """Time of one inference if the slower of arithmetic and memory traffic were all that counted.
 
     A lower bound: weights are read once, every activation is written once and read once.
@@ -26,20 +26,24 @@ def roofline(network: Network, target: Target, precision: str) -> Estimate:
     Raises:
         TargetError: if the target's file gives no peak rate for the precision, or no bandwidth.
     """
-    rate = target.peak_operations.get(PEAK_OF.get(precision, precision))
-    if rate is None or target.bandwidth is None:
+    rate = target.unit(unit).matrix.get(PEAK_OF.get(precision, precision))
+    bandwidth = target.memory.bandwidth
+    if rate is None or bandwidth is None:
         raise TargetError(
-            f"target {target.name}: no peak_operations for {precision} or no bandwidth in its file; "
-            "an estimate needs both"
+            f"target {target.name}: no matrix rate of {unit} for {precision} or no bandwidth in its "
+            "file; an estimate needs both"
         )
     operations, elements = count(network)
     moved = float(elements * ELEMENT_BYTES.get(precision, 4))
-    arithmetic, memory = operations / rate, moved / target.bandwidth
+    arithmetic, memory = operations / rate.value, moved / bandwidth.value
+    latency = max(arithmetic, memory) * 1e3
     return Estimate(
-        latency_ms=max(arithmetic, memory) * 1e3,
+        latency_ms=latency,
+        low_ms=latency,
+        high_ms=latency * 4,
         operations=float(operations),
         bytes_moved=moved,
-        bound="arithmetic" if arithmetic >= memory else "memory",
+        bound="matrix" if arithmetic >= memory else "memory",
     )
 
 
