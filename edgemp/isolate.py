@@ -7,11 +7,12 @@ import ctypes
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -44,7 +45,8 @@ class Worker:
 
     Between requests it is stopped (SIGSTOP), so that the thread pools of idle engines cannot spin
     on cores that another candidate is being timed on. `module` is what the child executes; it
-    answers with `serve`, or in the same protocol.
+    answers with `serve`, or in the same protocol. A `command` is started in place of this Python, in
+    `environment` alone. `scratch` is a folder of the worker's own, removed when it is closed.
     """
 
     def __init__(
@@ -52,23 +54,23 @@ class Worker:
         limits: Limits,
         environment: Mapping[str, str] | None = None,
         module: str = "edgemp.compiler.worker",
+        *,
+        command: Sequence[str] = (),
+        scratch: Path | None = None,
     ) -> None:
         self._limits = limits
+        self._scratch = scratch
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close())
         self._buffer = b""
         self.peak_memory_bytes = 0
-        paths = [str(Path(__file__).parent.parent), *[p or os.getcwd() for p in sys.path]]
+        own = dict(environment or {})
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            list(command) or [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,  # a Ctrl-C reaches the parent only, which then ends the child
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-                **(environment or {}),
-            },
+            env=own if command else {**_own_environment(), **own},
         )
 
     def ask(self, request: str, **arguments: Any) -> Any:
@@ -105,7 +107,7 @@ class Worker:
                     raise self._died(request)
                 self._buffer += chunk
                 continue
-            used = _resident_bytes(self._process.pid)
+            used = sum(_resident_bytes(pid) for pid in _family(self._process.pid))
             if used > self._limits.memory_bytes:
                 self.close()
                 raise TrialError(
@@ -141,6 +143,8 @@ class Worker:
                 with contextlib.suppress(OSError):
                     stream.close()
         self._errors.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def __enter__(self) -> Worker:
         return self
@@ -192,6 +196,23 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _own_environment() -> dict[str, str]:
+    """This process's, in which the child finds the same modules."""
+    paths = [str(Path(__file__).parent.parent), *[p or os.getcwd() for p in sys.path]]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that descend from it: an emulated worker works in a child of its first process."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def _resident_bytes(pid: int) -> int:
