@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgemp.api import compile
+    from edgemp.api import compile, finish, load
     from edgemp.errors import EdgempError
     from edgemp.pipeline import (
         FidelityBound,
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         Preprocess,
         Signal,
     )
-    from edgemp.runtime.app import Runtime, load
+    from edgemp.runtime.app import Runtime
     from edgemp.target import Target, load_target
 
 __version__ = "0.1.0"
@@ -33,7 +33,8 @@ _HOMES = {
     "Runtime": "edgemp.runtime.app",
     "Signal": "edgemp.pipeline",
     "Target": "edgemp.target",
-    "load": "edgemp.runtime.app",
+    "finish": "edgemp.api",
+    "load": "edgemp.api",
     "load_target": "edgemp.target",
 }
 
@@ -50,6 +51,7 @@ __all__ = [
     "Target",
     "__version__",
     "compile",
+    "finish",
     "load",
     "load_target",
 ]

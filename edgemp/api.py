@@ -1,4 +1,4 @@
-"""`edgemp.compile`, the Python form of the command line's `compile`."""
+"""`edgemp.compile`, `edgemp.load` and `edgemp.finish`, the Python forms of the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from edgemp.target import Target, load_target
 
 if TYPE_CHECKING:
     from edgemp.compiler.compile import Compiled
+    from edgemp.compiler.finish import Finished
     from edgemp.compiler.progress import Progress
+    from edgemp.runtime.app import Runtime
 
 
 def compile(  # the name that users expect, as in re.compile
@@ -76,3 +78,63 @@ def compile(  # the name that users expect, as in re.compile
         cache=StageCache(Path(cache)) if cache is not None else None,
         progress=progress,
     )
+
+
+def finish(
+    bundle: str | Path,
+    output: str | Path | None = None,
+    *,
+    public_key: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Finished:
+    """On the device: build, check and time what the bundle left to it; write it sealed.
+
+    Written in place of `bundle` unless `output` is given. See `edgemp.compiler.finish`.
+
+    Raises:
+        ToolchainMissing, WrongTargetError: this is not the device, or an engine is missing.
+        EdgempError: nothing is left to finish.
+    """
+    from edgemp.compiler.finish import finish_bundle
+
+    return finish_bundle(
+        Path(bundle),
+        Path(output) if output is not None else None,
+        public_key=Path(public_key) if public_key is not None else None,
+        progress=progress,
+    )
+
+
+def load(
+    path: str | Path,
+    *,
+    public_key: str | Path | None = None,
+    allow_fallback: bool = False,
+    gated: bool = True,
+    finish: bool = False,
+) -> Runtime:
+    """Open a bundle, check all of it, and load every module on its engine.
+
+    With `public_key` (an Ed25519 PEM file) an unsigned or wrongly signed bundle is refused.
+    `gated=False` opens every gate, for comparisons. With `allow_fallback` nodes may run on other
+    units than the bundle states. A bundle of state deferred runs from the artifacts that it has;
+    `finish=True` first finishes it in place, which may take minutes, once.
+
+    Raises:
+        BundleError: (a subclass of it) if the file is damaged, unsafe, or made for another machine.
+        FunctionMissingError: if a host function cannot be imported here.
+        PlacementError: if an engine would run nodes elsewhere than stated.
+        ToolchainMissing: with `finish`, if an engine that the bundle waits for is not installed.
+    """
+    from edgemp.runtime.loading import load_runtime
+
+    path = Path(path)
+    key = Path(public_key) if public_key else None
+    if finish:
+        from edgemp.bundle import read_bundle
+        from edgemp.compiler.finish import finish_bundle
+
+        if read_bundle(path, public_key=key).manifest.state == "deferred":
+            finish_bundle(path, public_key=key)
+            key = None  # sealing drops the signature, which was checked just now
+    return load_runtime(path, public_key=key, allow_fallback=allow_fallback, gated=gated)

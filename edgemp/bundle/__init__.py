@@ -2,7 +2,7 @@
 
 from edgemp.bundle.archive import Bundle, read_bundle, write_bundle
 from edgemp.bundle.compat import check_runnable
-from edgemp.bundle.contents import artifact_of
+from edgemp.bundle.contents import artifact_of, packages_of
 from edgemp.bundle.manifest import Manifest, manifest_schema
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "artifact_of",
     "check_runnable",
     "manifest_schema",
+    "packages_of",
     "read_bundle",
     "write_bundle",
 ]

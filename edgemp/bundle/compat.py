@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from edgemp.backends import backend_names
 from edgemp.bundle.opened import Bundle
-from edgemp.errors import BundleError, UnknownBackendError, WrongTargetError
+from edgemp.errors import UnknownBackendError, WrongTargetError
 from edgemp.machine import Machine, this_machine
 from edgemp.resolve import import_callable
 
@@ -14,16 +14,21 @@ ANY = "any"
 
 
 def check_runnable(
-    bundle: Bundle, *, machine: Machine | None = None, backends: Collection[str] | None = None
+    bundle: Bundle,
+    *,
+    machine: Machine | None = None,
+    backends: Collection[str] | None = None,
+    any_machine: bool = False,
 ) -> None:
     """Return if this machine has what the bundle needs; `machine` and `backends` stand in for it.
+
+    With `any_machine`, another architecture or operating system is no reason to refuse.
 
     Importing the pipeline's functions runs their modules' top-level code.
 
     Raises:
         UnknownBackendError: a module's backend is not registered here.
         WrongTargetError: another architecture, operating system or a missing CPU feature.
-        BundleError: the bundle still has to be finished on the device; the message has the command.
         FunctionMissingError: a function of the pipeline does not import, or is not callable.
     """
     installed = sorted(backend_names() if backends is None else backends)
@@ -33,13 +38,8 @@ def check_runnable(
                 f"{bundle.path}: module {name!r} needs backend {module.backend!r}, which is not "
                 f"installed here; installed: {', '.join(installed) or 'none'}"
             )
-    _check_target(bundle, machine or this_machine())
-    for name, module in bundle.manifest.modules.items():
-        if module.deferred is not None:
-            raise BundleError(
-                f"{bundle.path}: module {name!r} still has to be built on the device: "
-                f"{module.deferred.command}"
-            )
+    if not any_machine:
+        _check_target(bundle, machine or this_machine())
     for name, function in bundle.pipeline.functions.items():
         import_callable(function.function, f"{bundle.path}: function {name!r}")
 

@@ -21,9 +21,10 @@ from pydantic import (
 from edgemp.bundle.names import MANIFEST, RESERVED, name_problem
 from edgemp.errors import BundleSizeError, ManifestError, SchemaVersionError, UnsafeMemberError
 from edgemp.pipeline import FidelityBound, Pipeline
+from edgemp.target import Target
 from edgemp.tensor import TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_NODES = 256
 """Most signals, modules or functions of a bundled pipeline (ordering n nodes takes n^3 time)."""
@@ -62,7 +63,8 @@ class TargetRecord(_Record):
     """The machine that the bundle was compiled for.
 
     `arch` and `os` are as in `edgemp.machine`; "any" for artifacts that do not depend on them.
-    `requires_isa` lists CPU flags by their Linux names ("avx2", "avx512_vnni", "asimddp").
+    `requires_isa` lists CPU flags by their Linux names ("avx2", "avx512_vnni", "asimddp"). `described`
+    is the whole target, as its TOML file had it.
     """
 
     # As edgemp.target.Target has it, which loading makes of this record.
@@ -70,6 +72,19 @@ class TargetRecord(_Record):
     arch: str
     os: str
     requires_isa: tuple[str, ...] = ()
+    described: dict[str, JsonValue]
+
+    def target(self) -> Target:
+        return Target.model_validate(self.described)
+
+    @field_validator("described")
+    @classmethod
+    def _is_a_target(cls, described: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        try:
+            Target.model_validate(described)
+        except ValidationError as error:
+            raise ValueError(_problems(error)) from None
+        return described
 
 
 class Latency(_Record):
@@ -79,12 +94,47 @@ class Latency(_Record):
     p99: NonNegative
 
 
-class DeferredRecord(_Record):
-    """What is left to do on the device: the one command, and what could be checked without it."""
+class EvidenceRecord(_Record):
+    """How the fidelity figures came about; see `edgemp.backends.base.Evidence`."""
 
-    command: str = Field(min_length=1)
+    kind: Literal["run", "emulated", "simulated", "proxy"]
+    how: str
+
+
+class EstimateRecord(_Record):
+    """An estimated latency with its uncertainty (ms), and energy per inference (mJ) where known."""
+
+    latency_ms: NonNegative
+    low_ms: NonNegative
+    high_ms: NonNegative
+    bound: str
+    basis: Literal["measured", "published"]
+    energy_mj: NonNegative | None = None
+
+
+class PackageRecord(_Record):
+    """A build package: what the device can finish in place of the module's artifact.
+
+    `checked` and `unchecked` say what could and what could not be checked without the device;
+    `fidelity` was measured as `evidence` says.
+    """
+
+    backend: str
+    engine: str
+    version: str
+    precision: str
+    transforms: tuple[str, ...] = ()
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    files: dict[FileName, MemberName] = Field(min_length=1)
+    placement: MemberName
+    fidelity: dict[str, FiniteFloat] = Field(default_factory=dict)
+    evidence: EvidenceRecord
+    estimate: EstimateRecord | None = None
+    size_bytes: int = Field(ge=0)
     checked: tuple[str, ...] = ()
-    unchecked: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = Field(min_length=1)
 
 
 class ModuleRecord(_Record):
@@ -95,8 +145,8 @@ class ModuleRecord(_Record):
     node. `fidelity` is what was measured against the original network on held-out samples and
     `bound` what was asked for. `ratio_to_original` is the median paired time ratio to the untouched
     network on the same engine (below 1 is faster). `original` is the SHA-256 of the original
-    network. Of a `deferred` module the files are a build package, and nothing needs to have been
-    timed.
+    network. A module that could not be timed has an `estimate` in place of `latency_ms`. `packages`
+    are what the device can still finish; until then the module runs from its `files`.
     """
 
     backend: str
@@ -112,13 +162,15 @@ class ModuleRecord(_Record):
     units: tuple[str, ...] = ()
     placement: MemberName
     fidelity: dict[str, FiniteFloat] = Field(default_factory=dict)
+    evidence: EvidenceRecord
     bound: dict[str, JsonValue] = Field(default_factory=dict)
     latency_ms: Latency | None = None
+    estimate: EstimateRecord | None = None
     ratio_to_original: NonNegative | None = None
     size_bytes: int = Field(ge=0)
     original: Digest
     chosen_because: str
-    deferred: DeferredRecord | None = None
+    packages: tuple[PackageRecord, ...] = ()
 
     @field_validator("inputs", "outputs")
     @classmethod
@@ -159,7 +211,7 @@ class StepRecord(_Record):
 class Manifest(_Record):
     """Everything a bundle says about itself. `members` is filled in by `write_bundle`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     edgemp_version: str
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?$")
     state: Literal["ready", "deferred"] = "ready"
@@ -175,11 +227,15 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _state_fits(self) -> Manifest:
-        left = [name for name, module in self.modules.items() if module.deferred is not None]
+        left = self.deferred()
         if (self.state == "deferred") != bool(left):
             deferred = ", ".join(left) or "none"
             raise ValueError(f"state is {self.state!r}, deferred modules: {deferred}")
         return self
+
+    def deferred(self) -> list[str]:
+        """The modules that the device can still finish."""
+        return [name for name, module in self.modules.items() if module.packages]
 
     def references(self) -> Iterator[tuple[str, str]]:
         """Every (what, member) that the manifest refers to."""
@@ -187,6 +243,9 @@ class Manifest(_Record):
             yield f"module {name!r}", module.placement
             for member in module.files.values():
                 yield f"module {name!r}", member
+            for package in module.packages:
+                for member in [package.placement, *package.files.values()]:
+                    yield f"a package of module {name!r}", member
         for asset, member in self.assets.items():
             yield f"asset {asset!r}", member
         for name, goldens in self.goldens.items():

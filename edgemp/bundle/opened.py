@@ -96,7 +96,14 @@ class Bundle:
         Raises:
             MemberError: there is no such module, or its placement is malformed.
         """
-        member = self.module(module).placement
+        return self.placement_in(self.module(module).placement)
+
+    def placement_in(self, member: str) -> Placement:
+        """The placement in a member.
+
+        Raises:
+            MemberError: it is malformed.
+        """
         try:
             return PLACEMENT.validate_json(self.read(member))
         except ValidationError as error:

@@ -89,25 +89,42 @@ def summarise(compiled: Compiled) -> None:
     total = 0
     for name, choice in compiled.choices.items():
         trial = choice.trial
-        assert trial.timing is not None
         assert trial.fidelity is not None
         total += trial.size_bytes
         metric = "" if trial.fidelity.metric is None else f"{trial.fidelity.metric:.4f}"
+        if trial.timing is not None:
+            latency = f"{trial.timing.p50:.2f} / {trial.timing.p99:.2f}"
+            ratio = f"{trial.timing.ratio:.2f}x"
+        else:
+            latency = f"estimated {trial.latency_ms:.2f}" if trial.estimate else "unknown"
+            ratio = ""
         rows.append(
             [
                 name,
                 trial.candidate.label,
-                f"{trial.timing.p50:.2f} / {trial.timing.p99:.2f}",
-                f"{trial.timing.ratio:.2f}x",
+                latency,
+                ratio,
                 f"{trial.size_bytes / 1e6:.1f}",
                 f"{trial.fidelity.cosine_min:.5f}",
                 metric,
+                trial.evidence,
             ]
         )
     columns = ["module", "chosen", "p50 / p99 ms", "vs original", "MB", "min cosine", "metric"]
+    columns.append("evidence")
     print_table(str(compiled.bundle), columns, rows)
     for name, choice in compiled.choices.items():
-        console().print(f"{name}: {choice.because}", markup=False)
+        console().print(f"{name}: {choice.because}; {choice.trial.how}", markup=False)
+        for left in choice.packages:
+            console().print(
+                f"{name}: {left.candidate.label} is left to the device ({left.how})", markup=False
+            )
+    if compiled.state == "deferred":
+        console().print(
+            f"state deferred: it runs as it is; on the device, `edgemp finish {compiled.bundle.name}` "
+            "builds, checks and times what was left to it",
+            markup=False,
+        )
     lines = [f"{total / 1e6:.1f} MB in all artifacts"]
     if compiled.pipeline_metric is not None:
         lines.append(f"pipeline metric {compiled.pipeline_metric:.4f} on held-out steps")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from edgemp.backends.base import Placement
     from edgemp.bench.tried import Tried
+    from edgemp.bundle.manifest import ModuleRecord, PackageRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +48,13 @@ def inspect(
                 name: [asdict(node) for node in opened.placement(name).nodes]
                 for name in manifest.modules
             }
+            document["package_placement"] = {
+                f"{name}: {package.backend} {package.precision}": [
+                    asdict(node) for node in opened.placement_in(package.placement).nodes
+                ]
+                for name, module in manifest.modules.items()
+                for package in module.packages
+            }
         if trials:
             document["trials"] = {
                 name: [asdict(trial) for trial in found] for name, found in tried.items()
@@ -61,7 +70,7 @@ def inspect(
     )
     print_table(
         "modules",
-        ["module", "engine", "precision", "threads", "MB", "min cosine", "vs original"],
+        ["module", "engine", "precision", "threads", "MB", "min cosine", "evidence", "latency"],
         [
             [
                 name,
@@ -70,14 +79,19 @@ def inspect(
                 str(m.threads),
                 f"{m.size_bytes / 1e6:.1f}",
                 f"{m.fidelity.get('cosine_min', float('nan')):.5f}",
-                "" if m.ratio_to_original is None else f"{m.ratio_to_original:.2f}x",
+                m.evidence.kind,
+                _latency(m),
             ]
             for name, m in manifest.modules.items()
         ],
     )
     for name, m in manifest.modules.items():
         units = ", ".join(f"{n} on {unit}" for unit, n in opened.placement(name).units().items())
-        console().print(f"{name}: {m.chosen_because}; nodes: {units}", markup=False)
+        console().print(
+            f"{name}: {m.chosen_because}; {m.evidence.how}; nodes: {units}", markup=False
+        )
+        for package in m.packages:
+            console().print(_package(name, package), markup=False)
     if opened.pipeline.functions:
         print_table(
             "functions (code does not travel in the bundle)",
@@ -91,10 +105,38 @@ def inspect(
         print_table(
             f"placement of {name}",
             ["node", "kind", "unit", "precision", "kernel or reason"],
-            [[n.node, n.op, n.unit, n.precision, n.reason] for n in opened.placement(name).nodes],
+            _placed(opened.placement(name)),
         )
+        for package in manifest.modules[name].packages:
+            print_table(
+                f"placement of {name} as {package.backend} {package.precision} (not built yet)",
+                ["node", "kind", "unit", "precision", "kernel or reason"],
+                _placed(opened.placement_in(package.placement)),
+            )
     for name, found in tried.items():
         print_table(f"trials of {name}", _TRIALS, [_trial_row(trial) for trial in found])
+
+
+def _placed(placement: Placement) -> list[list[str]]:
+    return [[n.node, n.op, n.unit or "refused", n.precision, n.reason] for n in placement.nodes]
+
+
+def _latency(module: ModuleRecord) -> str:
+    if module.ratio_to_original is not None:
+        return f"{module.ratio_to_original:.2f}x original"
+    estimate = module.estimate
+    return "unknown" if estimate is None else f"estimated {estimate.latency_ms:.2f} ms"
+
+
+def _package(name: str, package: PackageRecord) -> str:
+    estimate = package.estimate
+    told = "" if estimate is None else f", estimated {estimate.latency_ms:.2f} ms"
+    return (
+        f"{name}: left to the device: {package.backend} {package.precision}, "
+        f"{package.size_bytes / 1e6:.1f} MB{told}; {package.evidence.how}; "
+        f"checked: {'; '.join(package.checked) or 'nothing'}; "
+        f"not checked: {'; '.join(package.unchecked)}"
+    )
 
 
 _TRIALS = ["candidate", "p50 ms", "vs original", "MB", "min cosine", "verdict"]

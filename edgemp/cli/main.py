@@ -12,6 +12,7 @@ from edgemp.errors import EdgempError
 
 COMMANDS = (
     "compile",
+    "finish",
     "run",
     "bench",
     "verify",

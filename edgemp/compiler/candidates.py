@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from edgemp.backends import load_backend
-from edgemp.errors import BackendError
+from edgemp.backends import backend_names, load_backend
+from edgemp.errors import BackendError, ToolchainMissing
 from edgemp.target import Target
 
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """One choice. `lossless` marks plain fp32, the untouched network."""
+    """One choice. `lossless` marks plain fp32, the untouched network; `unit` is the compute unit."""
 
     backend: str
     precision: str
     threads: int
     lossless: bool = False
+    unit: str = "CPU"
 
     @property
     def label(self) -> str:
+        if self.unit != "CPU":
+            return f"{self.backend} {self.precision} ({self.unit})"
         return f"{self.backend} {self.precision} ({self.threads} thread{'s' * (self.threads != 1)})"
 
     def with_threads(self, threads: int) -> Candidate:
-        return Candidate(self.backend, self.precision, threads, self.lossless)
+        return replace(self, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ def offer(
 ) -> Offer:
     """Every candidate at the target's full thread count, in the target's order of backends.
 
-    Without samples only lossless candidates are offered: nothing could check the others.
+    For a target that is another machine, a backend need not work here: it may leave the work to the
+    device. Without samples only lossless candidates are offered: nothing could check the others.
 
     Raises:
         BackendError: if not one backend of the target is available here.
@@ -53,12 +57,28 @@ def offer(
     wanted = set(precisions) if precisions is not None else None
     known: set[str] = set()
     for name in backends or target.backends:
-        backend = load_backend(name)
+        if backends is None and name not in backend_names():
+            left_out.append(f"{name}: no installed package provides this backend (docs/targets.md)")
+            continue
+        try:
+            backend = load_backend(name)
+        except BackendError as error:
+            if backends is not None:  # asked for by name
+                raise
+            left_out.append(f"{name}: {error}")
+            continue
         probe = backend.probe()
-        if not probe.available:
+        if target.is_this_machine and not probe.available:
             left_out.append(f"{name}: {probe.problem}")
             continue
-        for precision in backend.precisions(target):
+        try:
+            offered = backend.precisions(target)
+        except ToolchainMissing as error:
+            left_out.append(f"{name}: {error}")
+            continue
+        if not offered:
+            left_out.append(f"{name}: offers nothing for target {target.name}")
+        for precision in offered:
             known.add(precision.name)
             if not have_samples and not precision.lossless:
                 left_out.append(
@@ -67,7 +87,15 @@ def offer(
                 continue
             if wanted is not None and precision.name not in wanted and not precision.lossless:
                 continue
-            found.append(Candidate(name, precision.name, target.cores, precision.lossless))
+            found.append(
+                Candidate(
+                    name,
+                    precision.name,
+                    max(1, target.cores),
+                    precision.lossless,
+                    precision.unit,
+                )
+            )
     if unknown := (wanted or set()) - known:
         raise BackendError(
             f"unknown precision {', '.join(sorted(unknown))}; the backends here offer: "

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from edgemp.compiler.trials import Trial
 from edgemp.errors import BudgetError, FidelityError
+
+PACKAGES = 2
+"""Build packages of one backend that travel with a module: the device times them against each other."""
 
 
 @dataclass(frozen=True)
@@ -19,17 +23,23 @@ class Budget:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen trial of one module, in words why, and the module's Pareto front."""
+    """The chosen trial of one module, in words why, and the module's Pareto front.
+
+    `packages` are trials that only the device can finish, at most `PACKAGES` per backend.
+    """
 
     trial: Trial
     because: str
     front: tuple[Trial, ...]
+    packages: tuple[Trial, ...] = ()
 
 
 def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, Choice]:
     """One trial per module with the smallest sum of latencies inside the budgets.
 
-    A trial that measures slower than the untouched network on its own engine is never chosen.
+    A trial that measures slower than the untouched network on its own engine is never chosen. Trials
+    for another machine are compared by their estimates, and the reason says so; one that the device
+    has to finish is never chosen, but goes with the module.
 
     Raises:
         FidelityError: if a module has no trial inside its bound; lists the closest.
@@ -37,17 +47,39 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
     """
     fit: dict[str, list[Trial]] = {}
     for name, tried in trials.items():
-        fit[name] = [t for t in tried if t.holds and t.timing and not t.slower_than_untouched]
+        fit[name] = [t for t in tried if _eligible(t)]
         if not fit[name]:
+            packed = any(t.holds and t.package for t in tried)
+            what = (
+                "candidate that can run before the device finishes one" if packed else "candidate"
+            )
             raise FidelityError(
-                f"module {name}: no candidate holds its bound; closest:\n" + closest(tried)
+                f"module {name}: no {what} holds its bound; closest:\n" + closest(tried)
             )
     fronts = {name: pareto(found) for name, found in fit.items()}
     picked = _search(fronts, budget)
     return {
-        name: Choice(trial, _because(trial, fit[name], budget), tuple(pareto(trials[name])))
+        name: Choice(
+            trial,
+            _because(trial, fit[name], budget),
+            tuple(pareto(trials[name])),
+            _packages(trials[name]),
+        )
         for name, trial in picked.items()
     }
+
+
+def _eligible(trial: Trial) -> bool:
+    # A trial of this machine that ran but could not be timed has failed; elsewhere none is timed.
+    return trial.holds and not trial.package and not trial.slower_than_untouched
+
+
+def _packages(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The build packages that hold their bound: the fastest by estimate of every backend."""
+    found: dict[str, list[Trial]] = {}
+    for trial in sorted((t for t in trials if t.package and t.holds), key=lambda t: t.latency_ms):
+        found.setdefault(trial.candidate.backend, []).append(trial)
+    return tuple(trial for same in found.values() for trial in same[:PACKAGES])
 
 
 def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, Trial]:
@@ -56,7 +88,7 @@ def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, 
     for front in fronts.values():
         grown = sorted(
             (
-                (latency + _latency(trial), size + trial.size_bytes, (*picked, trial))
+                (latency + trial.latency_ms, size + trial.size_bytes, (*picked, trial))
                 for latency, size, picked in combinations
                 for trial in front
             ),
@@ -85,11 +117,11 @@ def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
     """Trials that no other beats in latency, size and fidelity (min cosine) at once, fastest first."""
-    timed = [trial for trial in trials if trial.timing is not None and trial.fidelity is not None]
+    timed = [t for t in trials if t.status == "ok" and t.fidelity is not None and not t.package]
 
     def key(trial: Trial) -> tuple[float, float, float]:
         assert trial.fidelity is not None
-        return _latency(trial), float(trial.size_bytes), -trial.fidelity.cosine_min
+        return trial.latency_ms, float(trial.size_bytes), -trial.fidelity.cosine_min
 
     def beaten(trial: Trial) -> bool:
         return any(
@@ -113,21 +145,22 @@ def closest(trials: Sequence[Trial], count: int = 3) -> str:
         reason = trial.reason
         if trial.holds and trial.slower_than_untouched:
             reason = "slower than the untouched network on its engine"
-        latency = f"{_latency(trial):.2f} ms, " if trial.timing else ""
+        latency = f"{trial.latency_ms:.2f} ms, " if isfinite(trial.latency_ms) else ""
         lines.append(
             f"  {trial.candidate.label}: {latency}{trial.size_bytes / 1e6:.1f} MB: {reason or 'holds'}"
         )
     return "\n".join(lines)
 
 
-def _latency(trial: Trial) -> float:
-    return trial.timing.paired if trial.timing is not None else float("inf")
-
-
 def _because(trial: Trial, fit: Sequence[Trial], budget: Budget) -> str:
-    faster = [t for t in fit if _latency(t) < _latency(trial)]
-    ratio = trial.timing.ratio if trial.timing else float("nan")
-    text = f"{ratio:.2f}x the untouched network's latency"
+    faster = [t for t in fit if t.latency_ms < trial.latency_ms]
+    if trial.timing is not None:
+        text = f"{trial.timing.ratio:.2f}x the untouched network's latency"
+    elif trial.estimate is not None:
+        e = trial.estimate
+        text = f"estimated at {e.latency_ms:.2f} ms ({e.low_ms:.2f} to {e.high_ms:.2f}), not timed"
+    else:
+        return f"smallest of {len(fit)} candidates that hold the bound; the target gives no rates"
     if not faster:
         return f"fastest of {len(fit)} candidates that hold the bound, {text}"
     return f"{text}; {len(faster)} faster candidates were passed over to fit the budget"

@@ -5,33 +5,35 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from edgemp.compiler.artifacts import load_artifact
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.candidates import Offer, offer
 from edgemp.compiler.choose import Budget, Choice, choose
+from edgemp.compiler.elsewhere import attempt_elsewhere, plan, relative
 from edgemp.compiler.original import Original, ingest, synthetic
 from edgemp.compiler.pack import GOLDENS, pack_bundle
 from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
 from edgemp.compiler.recording import Recording, recorded
-from edgemp.compiler.trials import Trial, Workshop, attempt
-from edgemp.errors import EdgempError, FidelityError, InputError, SamplesError, TargetError
-from edgemp.fidelity import call_metric
+from edgemp.compiler.rehearse import rehearse
+from edgemp.compiler.steps import pipeline_steps
+from edgemp.compiler.trials import Trial, Workshop, attempt, estimate_record, tool_versions
+from edgemp.emulation import emulator, problem
+from edgemp.errors import EdgempError, SamplesError
 from edgemp.isolate import Limits
 from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.pipeline import FidelityBound, Module, Pipeline
-from edgemp.resolve import find_file, import_callable, is_factory, read_asset
+from edgemp.resolve import import_callable, read_asset
 from edgemp.runtime.gates import gate_policy
-from edgemp.samples import Samples, Split, load_npz, split
+from edgemp.samples import Samples, Split, split
 from edgemp.target import Target
-from edgemp.tensor import Feed, TensorSpec
+from edgemp.tensor import Feed
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,17 @@ class Compiled:
     notes: tuple[str, ...] = ()
     reused: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
+    @property
+    def state(self) -> str:
+        """As in the bundle's manifest: "deferred" if the device can still finish a module."""
+        return "deferred" if any(c.packages for c in self.choices.values()) else "ready"
+
     def record(self) -> dict[str, Any]:
         """The document that `edgemp compile --json` prints."""
         modules = {}
         for name, choice in self.choices.items():
             trial = choice.trial
-            assert trial.timing is not None
+            timing = trial.timing
             assert trial.fidelity is not None
             modules[name] = {
                 "chosen": {
@@ -78,16 +85,21 @@ class Compiled:
                     "threads": trial.candidate.threads,
                 },
                 "because": choice.because,
-                "latency_ms": {"p50": trial.timing.p50, "p99": trial.timing.p99},
-                "ratio_to_original": trial.timing.ratio,
+                "latency_ms": {"p50": timing.p50, "p99": timing.p99} if timing else None,
+                "ratio_to_original": timing.ratio if timing else None,
+                "timed": "measured" if timing else "estimated",
+                "estimate": estimate_record(trial.estimate),
+                "evidence": {"kind": trial.evidence, "how": trial.how},
                 "fidelity": trial.fidelity.record(),
                 "size_bytes": trial.size_bytes,
+                "packages": [left.candidate.label for left in choice.packages],
                 "trials": [tried.record() for tried in self.trials[name]],
                 "pareto": [tried.candidate.label for tried in choice.front],
             }
         return {
             "bundle": str(self.bundle),
             "target": self.target.name,
+            "state": self.state,
             "modules": modules,
             "pipeline_metric": self.pipeline_metric,
             "notes": list(self.notes),
@@ -110,6 +122,8 @@ def compile_pipeline(
 ) -> Compiled:
     """Compile a pipeline for a target and write the bundle to `output`.
 
+    On the target itself every candidate is run and timed. For any other target it is compiled here,
+    or packed for the device to finish; checked by emulation, simulation or a stand-in; and estimated.
     `samples` (.npz: one array per signal, first axis counts) replaces the pipeline's own.
 
     Raises:
@@ -120,15 +134,9 @@ def compile_pipeline(
     progress = progress or Silent()
     cache = cache or StageCache()
     _check_output(output)
-    if not target.is_this_machine:
-        raise TargetError(
-            f"target {target.name} ({target.arch}, {target.os}) is not this machine "
-            f"({this_machine().arch}, {this_machine().os}), and candidates cannot be checked and timed "
-            "for another machine yet; compile on the device, or for --target host"
-        )
     _check_references(pipeline)
     notes: list[str] = []
-    steps = _steps(pipeline, samples)
+    steps = pipeline_steps(pipeline, samples)
     offered = offer(target, bool(steps), options.backends, options.precisions)
     originals, networks, recording, steps_split = _ingest_all(
         pipeline, steps, options, cache, progress
@@ -137,7 +145,9 @@ def compile_pipeline(
     for text in offered.left_out:
         progress.note(f"left out: {text}")
     workshop = Workshop(target, cache, options.limits or _default_limits())
-    trials = _try_all(workshop, pipeline, networks, offered, options, progress)
+    if not target.is_this_machine:
+        notes += _about_emulation(target, progress)
+    trials = _try_all(workshop, pipeline, networks, offered, options, progress, notes)
     choices = choose(trials, options.budget)
     for original in originals.values():
         original.close()
@@ -178,71 +188,6 @@ def _check_output(output: Path) -> None:
 def _default_limits() -> Limits:
     memory = this_machine().memory_bytes or (8 << 30)
     return Limits(seconds=1200.0, memory_bytes=int(memory * 0.7))
-
-
-def _steps(pipeline: Pipeline, samples: Path | None) -> list[dict[str, Any]]:
-    """All steps of the samples, in order and checked; empty if the pipeline has none.
-
-    Raises:
-        SamplesError: naming the step, if one does not fit the signals or there is none.
-    """
-    if samples is not None:
-        found, where = load_npz(samples), str(samples)
-    elif pipeline.samples is None:
-        return []
-    elif is_factory(pipeline.samples):
-        found, where = _made(pipeline.samples), pipeline.samples
-    else:
-        path = find_file(pipeline.samples, "samples")
-        found, where = load_npz(path), str(path)
-    return [_fitted(pipeline, step, f"{where}, sample {i}") for i, step in enumerate(found)]
-
-
-def _made(reference: str) -> list[dict[str, Any]]:
-    """What a factory of steps gives."""
-    factory = import_callable(reference, "samples")
-    try:
-        steps = [dict(step) for step in factory()]
-    except EdgempError:
-        raise
-    except Exception as error:  # the user's factory may fail in any way
-        raise SamplesError(f"{reference} failed: {type(error).__name__}: {error}") from error
-    if not steps:
-        raise SamplesError(f"{reference} gave no steps")
-    return steps
-
-
-def _fitted(pipeline: Pipeline, step: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A step as its signals declare it; a batch axis of 1 is added, float64 becomes float32.
-
-    Raises:
-        SamplesError: if a signal is absent, has another dtype or shape, or is not finite.
-    """
-    fitted = dict(step)
-    for name, signal in pipeline.signals.items():
-        if name not in step:
-            if signal.optional:
-                continue
-            raise SamplesError(f"{where}: has {sorted(step)}, but signal {name!r} is absent")
-        value = step[name]
-        if isinstance(value, np.ndarray) and signal.shape is not None:
-            if value.ndim == len(signal.shape) - 1:
-                value = value[None]
-            if value.dtype == np.float64 and signal.dtype == "float32":
-                value = value.astype(np.float32)
-        if signal.dtype is not None and signal.shape is not None:
-            try:
-                TensorSpec(name=name, dtype=signal.dtype, shape=signal.shape).check(value, where)
-            except InputError as error:
-                raise SamplesError(str(error)) from None
-        if (
-            isinstance(value, np.ndarray)
-            and value.dtype.kind == "f"
-            and not np.isfinite(value).all()
-        ):
-            raise SamplesError(f"{where}: {name!r} contains NaN or infinity; remove the sample")
-        fitted[name] = value
-    return fitted
 
 
 def _ingest_all(
@@ -295,6 +240,18 @@ def _assets(pipeline: Pipeline) -> dict[str, dict[str, bytes]]:
     }
 
 
+def _about_emulation(target: Target, progress: Progress) -> list[str]:
+    """What a missing emulator keeps from being checked."""
+    if target.arch in ("", this_machine().arch) or emulator(target) is not None:
+        return []
+    text = (
+        f"nothing runs on {target.arch} here ({problem(target)}): artifacts are checked on "
+        f"{this_machine().arch} only, and code for {target.arch} cannot be offered"
+    )
+    progress.note(text)
+    return [text]
+
+
 def _try_all(
     workshop: Workshop,
     pipeline: Pipeline,
@@ -302,31 +259,54 @@ def _try_all(
     offered: Offer,
     options: Options,
     progress: Progress,
+    notes: list[str],
 ) -> dict[str, list[Trial]]:
     import joblib
 
     bounds = {name: _bound(module, options) for name, module in pipeline.modules.items()}
     tried: dict[str, list[Trial]] = {}
     for name, network in networks.items():
-        progress.stage(f"{name}: building and checking candidates", len(offered.candidates))
-        found: list[Trial] = []
-        engine, _ = joblib.parallel.get_active_backend(prefer="threads")
-        one_by_one = getattr(engine, "supports_return_generator", False)
-        parallel = joblib.Parallel(
-            n_jobs=options.jobs,
-            prefer="threads",
-            return_as="generator" if one_by_one else "list",
-        )
-        for trial in parallel(
-            joblib.delayed(attempt)(workshop, network, bounds[name], candidate)
-            for candidate in offered.candidates
-        ):
-            progress.advance(describe(trial))
-            found.append(trial)
-        progress.stage(f"{name}: timing candidates in turn", 1)
-        tried[name] = race(workshop, network, found)
+        if workshop.target.is_this_machine:
+            calls = [
+                joblib.delayed(attempt)(workshop, network, bounds[name], candidate)
+                for candidate in offered.candidates
+            ]
+        else:
+            planned = plan(workshop.target, network, offered.candidates)
+            for text in planned.left_out:
+                notes.append(f"{name}: {text}")
+                progress.note(notes[-1])
+            calls = [
+                joblib.delayed(attempt_elsewhere)(
+                    workshop, network, bounds[name], candidate, planned.estimates.get(candidate)
+                )
+                for candidate in planned.candidates
+            ]
+        progress.stage(f"{name}: building and checking candidates", len(calls))
+        found = _in_parallel(calls, options.jobs, progress)
+        if workshop.target.is_this_machine:
+            progress.stage(f"{name}: timing candidates in turn", 1)
+            tried[name] = race(workshop, network, found)
+        else:
+            progress.stage(f"{name}: ranking candidates by estimate", 1)
+            tried[name] = relative(found)
         progress.advance(_fastest(tried[name]))
     return tried
+
+
+def _in_parallel(calls: Sequence[Any], jobs: int, progress: Progress) -> list[Trial]:
+    import joblib
+
+    engine, _ = joblib.parallel.get_active_backend(prefer="threads")
+    one_by_one = getattr(engine, "supports_return_generator", False)
+    parallel = joblib.Parallel(
+        n_jobs=jobs, prefer="threads", return_as="generator" if one_by_one else "list"
+    )
+    found: list[Trial] = []
+    for trial in parallel(calls):
+        progress.advance(describe(trial))
+        found.append(trial)
+    return found
 
 
 def _bound(module: Module, options: Options) -> FidelityBound:
@@ -341,20 +321,27 @@ def describe(trial: Trial) -> str:
         return f"{trial.candidate.label}: {trial.stage} failed: {trial.reason[:160]}"
     metric = "" if trial.fidelity.metric is None else f", metric {trial.fidelity.metric:.4f}"
     verdict = "holds" if trial.holds else "does not hold"
+    estimate = "" if trial.estimate is None else f", estimated {trial.estimate.latency_ms:.2f} ms"
+    left = ", left to the device" if trial.package else ""
+    evidence = "" if trial.evidence == "run" else f" ({trial.evidence})"
     return (
         f"{trial.candidate.label}: {trial.size_bytes / 1e6:.1f} MB, "
-        f"min cosine {trial.fidelity.cosine_min:.5f}{metric}: {verdict}"
+        f"min cosine {trial.fidelity.cosine_min:.5f}{metric}: {verdict}{evidence}{estimate}{left}"
     )
 
 
 def _fastest(trials: Sequence[Trial]) -> str:
-    timed = [(t.timing.ratio, t) for t in trials if t.holds and t.timing is not None]
-    if not timed:
+    held = [t for t in trials if t.holds and not t.package]
+    if not held:
         return "nothing holds"
-    ratio, best = min(timed, key=lambda item: item[0])
-    return (
-        f"fastest that holds: {best.candidate.label}, {ratio:.2f}x the untouched network's latency"
-    )
+    best = min(held, key=lambda t: t.latency_ms)
+    if best.timing is not None:
+        figure = f"{best.timing.ratio:.2f}x the untouched network's latency"
+    elif best.estimate is not None:
+        figure = f"estimated at {best.estimate.latency_ms:.2f} ms"
+    else:
+        figure = "without an estimate"
+    return f"fastest that holds: {best.candidate.label}, {figure}"
 
 
 def _write(
@@ -369,8 +356,6 @@ def _write(
     progress: Progress,
 ) -> Compiled:
     """Pack under a temporary name, run the packed bundle on the held-out steps, and only then rename."""
-    from dataclasses import replace
-
     progress.stage("packing and rehearsing the bundle", 1)
     held_out = [steps[i] for i in steps_split.held_out] if steps_split else []
     descriptor, name = tempfile.mkstemp(
@@ -379,8 +364,11 @@ def _write(
     os.close(descriptor)
     partial = Path(name)
     try:
+        not_rehearsed = _cannot_rehearse(compiled)
         compiled = replace(
-            compiled, reused={k: (use.reused, use.computed) for k, use in cache.use.items()}
+            compiled,
+            reused={k: (use.reused, use.computed) for k, use in cache.use.items()},
+            notes=(*compiled.notes, *([not_rehearsed] if not_rehearsed else [])),
         )
         bounds = {name: _bound(module, options) for name, module in pipeline.modules.items()}
         pack_bundle(
@@ -396,54 +384,39 @@ def _write(
             provenance=_provenance(steps_split, options),
             created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
-        metric = rehearse(pipeline, partial, held_out, recording.results)
-        compiled = replace(compiled, pipeline_metric=metric)
-        progress.advance("" if metric is None else f"pipeline metric {metric:.4f}")
+        if not_rehearsed:
+            progress.note(not_rehearsed)
+        else:
+            metric = rehearse(
+                pipeline,
+                partial,
+                held_out,
+                recording.results,
+                elsewhere=not compiled.target.is_this_machine,
+            )
+            compiled = replace(compiled, pipeline_metric=metric)
+            progress.advance("" if metric is None else f"pipeline metric {metric:.4f}")
         os.replace(partial, compiled.bundle)
     finally:
         partial.unlink(missing_ok=True)
     return compiled
 
 
-def rehearse(
-    pipeline: Pipeline,
-    bundle: Path,
-    held_out: Sequence[Mapping[str, Any]],
-    reference: Sequence[Mapping[str, Any]],
-) -> float | None:
-    """Load the packed bundle and run it, ungated, over the held-out steps; returns the pipeline's metric.
-
-    Raises:
-        FidelityError: if a node fails where the original did not, or the pipeline's bound does not hold.
-    """
-    from edgemp.runtime.app import load
-
-    results = []
-    with load(bundle, gated=False) as runtime:
-        for index, step in enumerate(held_out):
-            signals = {k: step[k] for k in pipeline.signals if k in step}
-            result = runtime.step(signals, t=float(index))
-            if runtime.faults:
-                node, _ = runtime.faults.most_common(1)[0]
-                raise FidelityError(
-                    f"{node} fails in the compiled pipeline on held-out step {index}: "
-                    f"{result.trace[node].reason}"
-                )
-            results.append({name: output.value for name, output in result.items()})
-    if pipeline.fidelity is None or not held_out:
-        return None
-    metric = call_metric(pipeline.fidelity.metric, reference, results, held_out, "pipeline")
-    if not metric >= pipeline.fidelity.metric_min:
-        raise FidelityError(
-            f"the compiled pipeline's {pipeline.fidelity.metric} is {metric:.5f}, the bound is "
-            f"{pipeline.fidelity.metric_min:g}; nothing was written: tighten the modules' bounds"
-        )
-    return metric
+def _cannot_rehearse(compiled: Compiled) -> str:
+    """Why the pipeline as a whole cannot run here, or "" if it can."""
+    here = this_machine().arch
+    for name, choice in compiled.choices.items():
+        assert choice.trial.folder is not None
+        artifact = load_artifact(choice.trial.folder)
+        if artifact.arch not in ("any", here):
+            return (
+                f"the pipeline as a whole was not rehearsed: {name}'s artifact is code for "
+                f"{artifact.arch}; run `edgemp verify` on the device"
+            )
+    return ""
 
 
 def _provenance(steps_split: Split | None, options: Options) -> dict[str, Any]:
-    from edgemp.compiler.trials import tool_versions
-
     machine = this_machine()
     return {
         "tools": tool_versions(),

@@ -119,8 +119,9 @@ def _entries(workshop: Workshop, heats: Sequence[Trial]) -> list[Trial]:
     engines = {t.candidate.backend for t in good}
     same = [t for t in timed if t.candidate.lossless and t.candidate.backend in engines]
     entries = {t.candidate: t for t in [*good, *untouched, *same]}
+    threaded = [t for t in [*good, *untouched] if t.candidate.unit == "CPU"]
     for threads in workshop.target.thread_counts[1:]:
-        entries |= {t.candidate: t for t in with_threads([*good, *untouched], threads)}
+        entries |= {t.candidate: t for t in with_threads(threaded, threads)}
     return sorted(entries.values(), key=lambda t: t.candidate)
 
 

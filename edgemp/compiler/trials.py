@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgemp.backends import load_backend
-from edgemp.compiler.artifacts import load_artifact
+from edgemp.backends.base import Estimate, Evidence
+from edgemp.compiler.artifacts import is_package, load_compiled
 from edgemp.compiler.cache import StageCache, digest
 from edgemp.compiler.candidates import Candidate
 from edgemp.errors import CacheError, TrialError
@@ -45,7 +46,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate's record. A failed one keeps the reason and how far it came (`stage`)."""
+    """One candidate's record. A failed one keeps the reason and how far it came (`stage`).
+
+    `evidence` and `how` say on what the outputs were computed. A candidate that cannot be timed here
+    has an `estimate` instead of a `timing`; `package` marks one that the device has to finish.
+    """
 
     candidate: Candidate
     status: Status
@@ -58,6 +63,17 @@ class Trial:
     transforms: tuple[str, ...] = ()
     fidelity: Fidelity | None = None
     timing: Timing | None = None
+    evidence: Evidence = "run"
+    how: str = ""
+    estimate: Estimate | None = None
+    package: bool = False
+
+    @property
+    def latency_ms(self) -> float:
+        """What candidates are compared by: measured in pairs, else estimated, else infinite."""
+        if self.timing is not None:
+            return self.timing.paired
+        return self.estimate.latency_ms if self.estimate is not None else float("inf")
 
     @property
     def holds(self) -> bool:
@@ -91,7 +107,24 @@ class Trial:
             "violations": list(self.fidelity.violations) if self.fidelity else [],
             "latency_ms": {"p50": self.timing.p50, "p99": self.timing.p99} if self.timing else None,
             "ratio_to_original": self.timing.ratio if self.timing else None,
+            "evidence": {"kind": self.evidence, "how": self.how},
+            "estimate": estimate_record(self.estimate),
+            "package": self.package,
         }
+
+
+def estimate_record(estimate: Estimate | None) -> dict[str, Any] | None:
+    """An estimate without its nodes, as plain JSON values."""
+    if estimate is None:
+        return None
+    return {
+        "latency_ms": estimate.latency_ms,
+        "low_ms": estimate.low_ms,
+        "high_ms": estimate.high_ms,
+        "bound": estimate.bound,
+        "basis": estimate.basis,
+        "energy_mj": estimate.energy_mj,
+    }
 
 
 @dataclass(frozen=True)
@@ -108,9 +141,9 @@ def attempt(
 ) -> Trial:
     """Build and check one candidate in a process of its own; whatever goes wrong is in the trial."""
     stage = "build"
-    with _Bench(workshop.limits) as bench:
+    with Bench(workshop.limits) as bench:
         try:
-            folder, facts = _build(workshop, bench, network, candidate)
+            folder, facts = build(workshop, bench, network, candidate)
             if facts.get("failed"):
                 return Trial(candidate, "failed", facts["stage"], facts["failed"])
             stage = "check"
@@ -132,10 +165,11 @@ def attempt(
         size_bytes=facts["size_bytes"],
         transforms=tuple(facts["transforms"]),
         fidelity=fidelity,
+        how=f"{candidate.backend} on {this_machine().cpu}",
     )
 
 
-class _Bench:
+class Bench:
     """The candidate's process, started by the first request: a cached candidate needs none at all."""
 
     def __init__(self, limits: Limits) -> None:
@@ -147,7 +181,7 @@ class _Bench:
             self._worker = Worker(self._limits)
         return self._worker.ask(request, **arguments)
 
-    def __enter__(self) -> _Bench:
+    def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,8 +189,12 @@ class _Bench:
             self._worker.close()
 
 
-def _build(
-    workshop: Workshop, bench: _Bench, network: Network, candidate: Candidate
+def build(
+    workshop: Workshop,
+    bench: Bench,
+    network: Network,
+    candidate: Candidate,
+    may_defer: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Prepare and compile; ordinary errors are cached too, so that a second compile need not repeat them."""
     backend = load_backend(candidate.backend)
@@ -167,7 +205,7 @@ def _build(
     )
     common = {
         "network": network.digest,
-        "calibration": _feeds_digest(network.samples.calibration) if needs else "",
+        "calibration": feeds_digest(network.samples.calibration) if needs else "",
         "backend": candidate.backend,
         "engine": f"{probe.engine} {probe.version}",
         "tools": tool_versions(),
@@ -175,11 +213,11 @@ def _build(
     asked = {"target": target, "backend": candidate.backend, "precision": candidate.precision}
 
     def prepare(folder: Path) -> dict[str, Any]:
-        source = _source(workshop, network)
+        original = source(workshop, network)
         try:
-            bench.ask("prepare", network=str(source), folder=str(folder), **asked)
+            bench.ask("prepare", network=str(original), folder=str(folder), **asked)
         except WorkerFailure as failure:
-            return {"failed": _lasting(failure), "stage": "prepare"}
+            return {"failed": lasting(failure), "stage": "prepare"}
         return {"transforms": list(Network.load(folder / "network").transforms)}
 
     prepared, facts = workshop.cache.stage(
@@ -190,19 +228,33 @@ def _build(
 
     def compile_(folder: Path) -> dict[str, Any]:
         try:
-            bench.ask("compile", network=str(prepared / "network"), folder=str(folder), **asked)
+            bench.ask(
+                "compile",
+                network=str(prepared / "network"),
+                folder=str(folder),
+                may_defer=may_defer,
+                **asked,
+            )
         except WorkerFailure as failure:
-            return {"failed": _lasting(failure), "stage": "compile"}
+            return {"failed": lasting(failure), "stage": "compile"}
         return {
-            "size_bytes": load_artifact(folder).size_bytes,
+            "size_bytes": load_compiled(folder).size_bytes,
             "transforms": facts["transforms"],
+            "package": is_package(folder),
         }
 
-    key = {**common, "needs": needs, "precision": candidate.precision, "target": target}
-    return workshop.cache.stage("compile", key, compile_)
+    key = {
+        **common,
+        "needs": needs,
+        "precision": candidate.precision,
+        "target": target,
+        "may_defer": may_defer,
+    }
+    folder, record = workshop.cache.stage("compile", key, compile_)
+    return folder, record | {"prepared": str(prepared / "network")}
 
 
-def _source(workshop: Workshop, network: Network) -> Path:
+def source(workshop: Workshop, network: Network) -> Path:
     """The network with its samples on disk, written once for all candidates."""
 
     def save(folder: Path) -> dict[str, Any]:
@@ -211,15 +263,15 @@ def _source(workshop: Workshop, network: Network) -> Path:
 
     key = {
         "network": network.digest,
-        "calibration": _feeds_digest(network.samples.calibration),
-        "held_out": _feeds_digest(network.samples.held_out),
-        "reference": _feeds_digest(network.reference),
+        "calibration": feeds_digest(network.samples.calibration),
+        "held_out": feeds_digest(network.samples.held_out),
+        "reference": feeds_digest(network.reference),
     }
     return workshop.cache.stage("samples", key, save)[0]
 
 
 def _check(
-    workshop: Workshop, bench: _Bench, network: Network, candidate: Candidate, artifact: Path
+    workshop: Workshop, bench: Bench, network: Network, candidate: Candidate, artifact: Path
 ) -> tuple[Path, dict[str, Any]]:
     """Run the held-out samples on the engine; the outputs are cached, the verdict is not."""
 
@@ -230,23 +282,23 @@ def _check(
                 artifact=str(artifact),
                 threads=candidate.threads,
                 target=workshop.target.model_dump(mode="json"),
-                feeds=str(_source(workshop, network) / "held_out.npz"),
+                feeds=str(source(workshop, network) / "held_out.npz"),
             )
             bench.ask("outputs", path=str(folder / "outputs.npz"))
         except WorkerFailure as failure:
-            return {"failed": _lasting(failure)}
+            return {"failed": lasting(failure)}
         return {}
 
     key = {
         "artifact": artifact.name,
-        "held_out": _feeds_digest(network.samples.held_out),
+        "held_out": feeds_digest(network.samples.held_out),
         "threads": candidate.threads,
         "machine": this_machine().fingerprint,
     }
     return workshop.cache.stage("check", key, run)
 
 
-def _lasting(failure: WorkerFailure) -> str:
+def lasting(failure: WorkerFailure) -> str:
     """The reason to record, unless it lies in the moment: a full disk or memory must not be cached.
 
     Raises:
@@ -291,7 +343,7 @@ def _sources_digest() -> str:
     return digest([file.read_text(encoding="utf-8") for file in files])
 
 
-def _feeds_digest(feeds: Sequence[Any]) -> str:
+def feeds_digest(feeds: Sequence[Any]) -> str:
     import hashlib
 
     found = hashlib.sha256()

@@ -9,9 +9,15 @@ from time import perf_counter_ns
 from typing import Any
 
 from edgemp.backends import load_backend
-from edgemp.backends.base import Session
-from edgemp.compiler.artifacts import load_artifact, save_artifact
-from edgemp.errors import BackendError
+from edgemp.backends.base import Artifact, BuildPackage, Session
+from edgemp.compiler.artifacts import (
+    load_artifact,
+    load_compiled,
+    load_package,
+    save_artifact,
+    save_package,
+)
+from edgemp.errors import BackendError, ToolchainMissing
 from edgemp.isolate import serve
 from edgemp.network import Network
 from edgemp.samples import Samples, read_feeds, save_feeds
@@ -37,12 +43,50 @@ class _Job:
         replace(prepared, samples=Samples(), reference=()).save(Path(folder) / "network")
 
     def compile(
-        self, network: str, target: dict[str, Any], backend: str, precision: str, folder: str
+        self,
+        network: str,
+        target: dict[str, Any],
+        backend: str,
+        precision: str,
+        folder: str,
+        may_defer: bool = False,
     ) -> None:
-        artifact = load_backend(backend).compile(
-            Network.load(Path(network)), Target.model_validate(target), precision
+        """Write the artifact to `folder`, or, if only the device can make one, the build package."""
+        engine, device = load_backend(backend), Target.model_validate(target)
+        prepared = Network.load(Path(network))
+        compiled: Artifact | BuildPackage
+        try:
+            compiled = engine.compile(prepared, device, precision)
+        except ToolchainMissing:
+            if not may_defer:
+                raise
+            compiled = engine.defer(prepared, device, precision)
+        if not compiled.placement.nodes:
+            compiled = replace(compiled, placement=engine.place(prepared, device))
+        if isinstance(compiled, BuildPackage):
+            save_package(compiled, Path(folder))
+        else:
+            save_artifact(compiled, Path(folder))
+
+    def finish(self, package: str, target: dict[str, Any], folder: str) -> None:
+        """On the device: write what the package is finished to into `folder`."""
+        loaded = load_package(Path(package))
+        engine = load_backend(loaded.backend)
+        save_artifact(engine.finish(loaded, Target.model_validate(target)), Path(folder))
+
+    def simulate(
+        self, compiled: str, network: str, target: dict[str, Any], feeds: str, path: str
+    ) -> dict[str, str]:
+        """Write what the target would compute for every feed to `path`; returns evidence and how."""
+        loaded = load_compiled(Path(compiled))
+        simulation = load_backend(loaded.backend).simulate(
+            loaded,
+            Network.load(Path(network)),
+            Target.model_validate(target),
+            read_feeds(Path(feeds)),
         )
-        save_artifact(artifact, Path(folder))
+        save_feeds(Path(path), simulation.outputs)
+        return {"evidence": simulation.evidence, "how": simulation.how}
 
     def open(self, artifact: str, threads: int, target: dict[str, Any], feeds: str) -> float:
         """Open an artifact; returns the milliseconds from here to the first result."""
@@ -53,11 +97,12 @@ class _Job:
         self.session.run(self.feeds[0])
         return (perf_counter_ns() - started) / 1e6
 
-    def outputs(self, path: str) -> None:
-        """Run every feed and write the outputs to `path`."""
+    def outputs(self, path: str, at_most: int | None = None) -> None:
+        """Run the feeds and write the outputs to `path`."""
         session = self._opened()
         found = [
-            {name: value.copy() for name, value in session.run(feed).items()} for feed in self.feeds
+            {name: value.copy() for name, value in session.run(feed).items()}
+            for feed in self.feeds[:at_most]
         ]
         save_feeds(Path(path), found)
 

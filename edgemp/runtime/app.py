@@ -1,4 +1,4 @@
-"""`edgemp.load` and the `Runtime` it returns: the part of edgemp inside an application."""
+"""The `Runtime` that `edgemp.load` returns: the part of edgemp inside an application."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -205,31 +204,3 @@ def _joined(signals: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Mappi
         if name in signals:
             raise InputError(f"signal {name!r} is given twice")
     return {**signals, **more}
-
-
-def load(
-    path: str | Path,
-    *,
-    public_key: str | Path | None = None,
-    allow_fallback: bool = False,
-    gated: bool = True,
-) -> Runtime:
-    """Open a bundle, check all of it, and load every module on its engine.
-
-    With `public_key` (an Ed25519 PEM file) an unsigned or wrongly signed bundle is refused.
-    `gated=False` opens every gate, for comparisons. With `allow_fallback` nodes may run on other
-    units than the bundle states.
-
-    Raises:
-        BundleError: (a subclass of it) if the file is damaged, unsafe, or made for another machine.
-        FunctionMissingError: if a host function cannot be imported here.
-        PlacementError: if an engine would run nodes elsewhere than stated.
-    """
-    from edgemp.runtime.loading import load_runtime
-
-    return load_runtime(
-        Path(path),
-        public_key=Path(public_key) if public_key else None,
-        allow_fallback=allow_fallback,
-        gated=gated,
-    )

@@ -11,7 +11,7 @@ from edgemp.bundle import Bundle, artifact_of, check_runnable, read_bundle
 from edgemp.errors import PlacementError
 from edgemp.runtime.app import Runtime
 from edgemp.runtime.nodes import FunctionCall, ModuleCall, build_nodes, output_names
-from edgemp.target import Target
+from edgemp.runtime.placement import differences
 
 
 def load_runtime(
@@ -26,9 +26,14 @@ def load_runtime(
     return runtime_of(bundle, allow_fallback=allow_fallback, gated=gated)
 
 
-def runtime_of(bundle: Bundle, *, allow_fallback: bool = False, gated: bool = True) -> Runtime:
-    """A runtime of an opened bundle; if a later part fails, engines opened before it are closed."""
-    check_runnable(bundle)
+def runtime_of(
+    bundle: Bundle, *, allow_fallback: bool = False, gated: bool = True, any_machine: bool = False
+) -> Runtime:
+    """A runtime of an opened bundle; if a later part fails, engines opened before it are closed.
+
+    With `any_machine` it is not asked whether the bundle was built for this kind of machine.
+    """
+    check_runnable(bundle, any_machine=any_machine)
     pipeline = bundle.pipeline
     calls: dict[str, ModuleCall | FunctionCall] = {}
     outputs: dict[str, list[str]] = {}
@@ -51,25 +56,25 @@ def runtime_of(bundle: Bundle, *, allow_fallback: bool = False, gated: bool = Tr
     return runtime
 
 
-def open_module(bundle: Bundle, name: str, *, allow_fallback: bool = False) -> Session:
+def open_module(
+    bundle: Bundle, name: str, *, allow_fallback: bool = False, every_node: bool = False
+) -> Session:
     """One module's session, after comparing where its nodes run with what the bundle states.
+
+    `every_node` compares node by node even where units alone would tell.
 
     Raises:
         PlacementError: on any unit or precision that the bundle does not list, unless allowed.
     """
     artifact = artifact_of(bundle.manifest, name, bundle)
-    record = bundle.manifest.target
-    target = Target(name=record.name, arch=record.arch, os=record.os, backends=(artifact.backend,))
     with ExitStack() as opened:
-        session = load_backend(artifact.backend).open(artifact, target)
+        session = load_backend(artifact.backend).open(artifact, bundle.manifest.target.target())
         opened.callback(session.close)
-        units = session.units()
-        if not allow_fallback and units != artifact.units:
+        moved = [] if allow_fallback else differences(artifact, session, every_node=every_node)
+        if moved:
             raise PlacementError(
-                f"{bundle.path}: module {name!r}: the engine here would run it on "
-                f"{', '.join(units)}, but it was compiled and checked for "
-                f"{', '.join(artifact.units)}; compile it for this machine, or pass allow_fallback "
-                "(--allow-fallback) to run it all the same"
+                f"{bundle.path}: module {name!r}: {'; '.join(moved)}; compile it for this machine, or "
+                "pass allow_fallback (--allow-fallback) to run it all the same"
             )
         opened.pop_all()
     return session

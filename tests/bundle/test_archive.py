@@ -11,18 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemp.bundle import artifact_of, read_bundle, write_bundle
+from edgemp.bundle import artifact_of, packages_of, read_bundle, write_bundle
 from edgemp.bundle.goldens import pack_goldens
-from edgemp.bundle.manifest import DeferredRecord
 from edgemp.errors import (
-    BundleError,
     BundleSizeError,
     ManifestError,
     MemberError,
     UnsafeMemberError,
 )
 
-from .tiny import ARTIFACT, GOLDENS, PIPELINE, PLACEMENT, STEPS, tiny_manifest
+from .tiny import ARTIFACT, GOLDENS, PIPELINE, PLACEMENT, STEPS, packaged, tiny_manifest
 
 
 def test_what_is_written_comes_back(bundle_path: Path) -> None:
@@ -126,13 +124,30 @@ def test_members_cannot_be_changed_after_opening(bundle_path: Path) -> None:
         bundle.members["report.txt"] = b""  # type: ignore[index]
 
 
-def test_a_deferred_module_says_how_to_finish_it(tmp_path: Path) -> None:
-    module = tiny_manifest()[0].modules["double"]
-    deferred = module.model_copy(update={"deferred": DeferredRecord(command="finish me")})
-    write_bundle(tmp_path / "b", *tiny_manifest(state="deferred", modules={"double": deferred}))
+def test_a_build_package_travels_beside_the_artifact_that_runs_until_it_is_finished(
+    tmp_path: Path,
+) -> None:
+    module, members = packaged()
+    manifest, others = tiny_manifest(state="deferred", modules={"double": module})
+    write_bundle(tmp_path / "b", manifest, {**others, **members})
     bundle = read_bundle(tmp_path / "b")
-    with pytest.raises(BundleError, match="has to be built on the device: finish me"):
-        artifact_of(bundle.manifest, "double", bundle)
+    assert bundle.manifest.deferred() == ["double"]
+    assert artifact_of(bundle.manifest, "double", bundle) == ARTIFACT
+    (package,) = packages_of(bundle, "double")
+    assert package.files == {"network.onnx": b"a network", "config/build.json": b"{}"}
+    assert (package.backend, package.precision) == ("npu", "int8")
+    assert package.unchecked == ("not run on an NPU",)
+    assert [node.unit for node in package.placement.nodes] == ["NPU"]
+
+
+@pytest.mark.parametrize("state", ["ready", "deferred"])
+def test_a_state_that_does_not_fit_the_packages_is_refused(tmp_path: Path, state: str) -> None:
+    module, members = packaged()
+    modules = {"double": module} if state == "ready" else {}
+    manifest, others = tiny_manifest()
+    changed = manifest.model_copy(update={"state": state, "modules": modules or manifest.modules})
+    with pytest.raises(ManifestError, match=f"state is '{state}', deferred modules: "):
+        write_bundle(tmp_path / "b", changed, {**others, **members})
 
 
 def test_the_writer_refuses_what_the_reader_would_refuse(

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from edgemp.bundle import Bundle, check_runnable, read_bundle, write_bundle
-from edgemp.bundle.manifest import DeferredRecord, TargetRecord
-from edgemp.errors import BundleError, FunctionMissingError, UnknownBackendError, WrongTargetError
+from edgemp.errors import FunctionMissingError, UnknownBackendError, WrongTargetError
 from edgemp.machine import Machine, this_machine
 
-from .tiny import PIPELINE, tiny_manifest
+from .tiny import PIPELINE, box, packaged, tiny_manifest
 
 BACKENDS = ["onnxruntime"]
 BOX = Machine(
@@ -32,7 +31,7 @@ def opened(tmp_path: Path, **changes: Any) -> Bundle:
 
 
 def for_target(tmp_path: Path, arch: str, os: str, *isa: str) -> Bundle:
-    return opened(tmp_path, target=TargetRecord(name="box", arch=arch, os=os, requires_isa=isa))
+    return opened(tmp_path, target=box(arch=arch, os=os, requires_isa=isa))
 
 
 def test_a_bundle_for_this_machine_is_runnable(tmp_path: Path) -> None:
@@ -96,9 +95,19 @@ def test_a_missing_function_is_named(tmp_path: Path, function: str, text: str) -
     assert "function 'label'" in str(caught.value)
 
 
-def test_a_deferred_bundle_is_not_run_and_says_how_to_finish_it(tmp_path: Path) -> None:
-    module = tiny_manifest()[0].modules["double"]
-    module = module.model_copy(update={"deferred": DeferredRecord(command="finish me")})
-    bundle = opened(tmp_path, state="deferred", modules={"double": module})
-    with pytest.raises(BundleError, match="finish me"):
+def test_a_deferred_bundle_runs_before_the_device_has_finished_it(tmp_path: Path) -> None:
+    module, members = packaged()
+    manifest, others = tiny_manifest(state="deferred", modules={"double": module})
+    write_bundle(tmp_path / "b", manifest, {**others, **members})
+    check_runnable(read_bundle(tmp_path / "b"), machine=BOX, backends=BACKENDS)
+
+
+def test_a_bundle_for_another_machine_can_be_rehearsed_but_still_needs_its_backends(
+    tmp_path: Path,
+) -> None:
+    bundle = for_target(tmp_path, "riscv64", "linux", "rvv")
+    with pytest.raises(WrongTargetError):
         check_runnable(bundle, machine=BOX, backends=BACKENDS)
+    check_runnable(bundle, machine=BOX, backends=BACKENDS, any_machine=True)
+    with pytest.raises(UnknownBackendError):
+        check_runnable(bundle, machine=BOX, backends=["tvm"], any_machine=True)

@@ -23,8 +23,8 @@ def test_a_written_manifest_fits_the_published_schema(bundle_path: Path) -> None
     for key in ("schema_version", "members", "target"):
         with pytest.raises(jsonschema.ValidationError, match=f"'{key}' is a required property"):
             jsonschema.validate({k: v for k, v in manifest.items() if k != key}, schema)
-    with pytest.raises(jsonschema.ValidationError, match="1 was expected"):
-        jsonschema.validate({**manifest, "schema_version": 2}, schema)
+    with pytest.raises(jsonschema.ValidationError, match="2 was expected"):
+        jsonschema.validate({**manifest, "schema_version": 1}, schema)
     with pytest.raises(jsonschema.ValidationError, match="surprise"):
         jsonschema.validate({**manifest, "surprise": 1}, schema)
 

@@ -299,14 +299,14 @@ def test_compressed_data_cut_short_with_a_tail_or_garbage(bundle_path: Path) -> 
 # The manifest
 
 
-@pytest.mark.parametrize("version", [0, 2, 999, "1", 1.0, True, [], "x" * 10_000])
+@pytest.mark.parametrize("version", [0, 1, 999, "2", 2.0, True, [], "x" * 10_000])
 def test_other_schema_versions(bundle_path: Path, version: Any) -> None:
     def edit(data: dict[str, Any]) -> None:
         data.clear()  # a later schema may look quite different
         data["schema_version"] = version
 
     edit_manifest(bundle_path, edit)
-    check_refused(bundle_path, SchemaVersionError, "this edgemp reads version 1: upgrade edgemp")
+    check_refused(bundle_path, SchemaVersionError, "this edgemp reads version 2: upgrade edgemp")
 
 
 @pytest.mark.parametrize(
@@ -318,15 +318,15 @@ def test_other_schema_versions(bundle_path: Path, version: Any) -> None:
         (b"[]", "no JSON object"),
         (b"null", "no JSON object"),
         (b"{}", "no schema_version"),
-        (b'{"schema_version": 1}', "Field required"),
-        (b'{"schema_version": 1, "schema_version": 2}', "'schema_version' twice"),
-        (b'{"schema_version": 1, "a": {"b": 1, "b": 2}}', "'b' twice"),
-        (b'{"schema_version": 1, "a": NaN}', "NaN is not JSON"),
-        (b'{"schema_version": 1, "a": 1e999}', "not valid JSON"),
-        (b'{"schema_version": 1, "a": "\\ud800"}', "not valid JSON"),
-        (b'{"schema_version": 1, "a": ' + b"9" * 5000 + b"}", "not valid JSON"),
-        (b'{"schema_version": 1, "a": ' + b"[" * 100_000 + b"}", "nested too deeply|not valid"),
-        (b'{"schema_version": 1, "a": ' + b"[" * 500 + b"]" * 500 + b"}", "invalid|nested"),
+        (b'{"schema_version": 2}', "Field required"),
+        (b'{"schema_version": 2, "schema_version": 1}', "'schema_version' twice"),
+        (b'{"schema_version": 2, "a": {"b": 1, "b": 2}}', "'b' twice"),
+        (b'{"schema_version": 2, "a": NaN}', "NaN is not JSON"),
+        (b'{"schema_version": 2, "a": 1e999}', "not valid JSON"),
+        (b'{"schema_version": 2, "a": "\\ud800"}', "not valid JSON"),
+        (b'{"schema_version": 2, "a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"schema_version": 2, "a": ' + b"[" * 100_000 + b"}", "nested too deeply|not valid"),
+        (b'{"schema_version": 2, "a": ' + b"[" * 500 + b"]" * 500 + b"}", "invalid|nested"),
     ],
 )
 def test_manifests_that_are_no_manifest(bundle_path: Path, raw: bytes, text: str) -> None:

@@ -9,8 +9,16 @@ import numpy as np
 from edgemp.backends.base import Artifact, NodePlacement, Placement
 from edgemp.bundle.contents import pack_assets, pack_files, pack_placement
 from edgemp.bundle.goldens import pack_goldens, pack_steps
-from edgemp.bundle.manifest import Latency, Manifest, ModuleRecord, TargetRecord
+from edgemp.bundle.manifest import (
+    EvidenceRecord,
+    Latency,
+    Manifest,
+    ModuleRecord,
+    PackageRecord,
+    TargetRecord,
+)
 from edgemp.pipeline import Pipeline
+from edgemp.target import Target
 from edgemp.tensor import TensorSpec
 
 PIPELINE = Pipeline.model_validate(
@@ -53,10 +61,42 @@ def label(scores: object, names: bytes) -> dict[str, str]:
     return {"text": f"{scores} {names.decode()}"}
 
 
+def box(**changes: Any) -> TargetRecord:
+    """The record of a target that runs anywhere."""
+    described = Target(name="box", backends=("onnxruntime",)).model_dump(mode="json")
+    fields = {"name": "box", "arch": "any", "os": "any", "described": described}
+    return TargetRecord.model_validate({**fields, **changes})
+
+
+def packaged() -> tuple[ModuleRecord, dict[str, bytes]]:
+    """The tiny module with a build package that a device could finish, and the package's members."""
+    folder = "modules/double/packages/0"
+    files, members = pack_files(folder, {"network.onnx": b"a network", "config/build.json": b"{}"})
+    placement, placement_members = pack_placement(
+        folder, Placement((NodePlacement("mul", "Mul", "NPU", "int8"),))
+    )
+    package = PackageRecord(
+        backend="npu",
+        engine="npu-toolchain",
+        version="3",
+        precision="int8",
+        inputs=ARTIFACT.inputs,
+        outputs=ARTIFACT.outputs,
+        files=files,
+        placement=placement,
+        evidence=EvidenceRecord(kind="proxy", how="onnxruntime on a box"),
+        size_bytes=11,
+        checked=("its operators are known",),
+        unchecked=("not run on an NPU",),
+    )
+    module = tiny_manifest()[0].modules["double"].model_copy(update={"packages": (package,)})
+    return module, {**members, **placement_members}
+
+
 def tiny_manifest(**changes: Any) -> tuple[Manifest, dict[str, bytes]]:
     """The arguments of `write_bundle` after the path; `changes` replace fields of the manifest."""
-    files, file_members = pack_files("double", ARTIFACT.files)
-    placement, placement_members = pack_placement("double", PLACEMENT)
+    files, file_members = pack_files("modules/double", ARTIFACT.files)
+    placement, placement_members = pack_placement("modules/double", PLACEMENT)
     goldens, golden_members = pack_goldens(GOLDENS)
     steps, step_members = pack_steps(STEPS)
     assets, asset_members = pack_assets({"label/names": b"one\ntwo\n"})
@@ -74,6 +114,7 @@ def tiny_manifest(**changes: Any) -> tuple[Manifest, dict[str, bytes]]:
         units=ARTIFACT.units,
         placement=placement,
         fidelity={"cosine": 1.0},
+        evidence=EvidenceRecord(kind="run", how="onnxruntime on a box"),
         bound={"cosine_min": 0.99},
         latency_ms=Latency(p50=0.5, p99=1),
         ratio_to_original=0.8,
@@ -85,7 +126,7 @@ def tiny_manifest(**changes: Any) -> tuple[Manifest, dict[str, bytes]]:
         "edgemp_version": "0.1.0",
         "created": "2026-01-31",
         "pipeline": PIPELINE.model_dump(mode="json"),
-        "target": TargetRecord(name="box", arch="any", os="any"),
+        "target": box(),
         "modules": {"double": module},
         "assets": assets,
         "goldens": goldens,

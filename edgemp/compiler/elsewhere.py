@@ -1,0 +1,256 @@
+"""Trials for a target that is another machine: compiled here or left to it, checked, estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgemp.backends import load_backend
+from edgemp.backends.base import Artifact, Estimate, Evidence
+from edgemp.compiler.artifacts import load_compiled
+from edgemp.compiler.candidates import Candidate
+from edgemp.compiler.trials import Bench, Trial, Workshop, build, feeds_digest, lasting, source
+from edgemp.emulation import Emulator, emulator
+from edgemp.errors import BackendError, TargetError, TrialError
+from edgemp.fidelity import max_rel_error, measure
+from edgemp.isolate import WorkerFailure
+from edgemp.machine import this_machine
+from edgemp.network import Network
+from edgemp.pipeline import FidelityBound
+from edgemp.samples import read_feeds
+from edgemp.target import Target
+from edgemp.tensor import Array
+
+EMULATED_FEEDS = 4
+"""Held-out samples that also run on the emulated processor, which is some thirty times slower."""
+EMULATED = frozenset({"onnxruntime", "tvm"})
+"""Backends whose engines are installed on the emulated device."""
+AGREEMENT = 1e-3
+"""Largest relative difference between the same artifact here and on the emulated processor."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which candidates are worth building, what each is estimated to take, and why others are not."""
+
+    candidates: tuple[Candidate, ...]
+    estimates: Mapping[Candidate, Estimate]
+    left_out: tuple[str, ...]
+
+
+def plan(target: Target, network: Network, candidates: Sequence[Candidate]) -> Plan:
+    """Estimate every candidate, and drop those that cannot be the fastest on their compute unit.
+
+    A candidate is dropped if even the low end of its estimate lies above the high end of another's on
+    the same unit. The untouched network is never dropped, and neither is what cannot be estimated.
+    """
+    estimates: dict[Candidate, Estimate] = {}
+    notes: list[str] = []
+    for candidate in candidates:
+        try:
+            estimates[candidate] = load_backend(candidate.backend).estimate(
+                network, target, candidate.precision
+            )
+        except (TargetError, BackendError) as error:
+            notes.append(f"{candidate.label}: no estimate: {error}")
+    kept = []
+    for candidate in candidates:
+        mine = estimates.get(candidate)
+        rivals = [(e.high_ms, c) for c, e in estimates.items() if c.unit == candidate.unit]
+        bar, rival = min(rivals, default=(float("inf"), candidate))
+        if mine is not None and not candidate.lossless and mine.low_ms > bar:
+            notes.append(
+                f"{candidate.label}: pruned: estimated at {mine.low_ms:.2f} ms at best, "
+                f"{rival.label} takes {bar:.2f} ms at worst"
+            )
+            continue
+        kept.append(candidate)
+    return Plan(tuple(kept), estimates, tuple(notes))
+
+
+def attempt_elsewhere(
+    workshop: Workshop,
+    network: Network,
+    bound: FidelityBound,
+    candidate: Candidate,
+    estimate: Estimate | None,
+) -> Trial:
+    """Build one candidate for another machine and check its outputs as well as this machine can."""
+    stage = "build"
+    try:
+        with Bench(workshop.limits) as bench:
+            folder, facts = build(workshop, bench, network, candidate, may_defer=True)
+            if facts.get("failed"):
+                return Trial(candidate, "failed", facts["stage"], facts["failed"])
+            stage = "check"
+            checked, record = _check(workshop, bench, network, candidate, folder, facts)
+    except TrialError as error:
+        return Trial(candidate, "failed", stage, str(error))
+    if record.get("failed"):
+        return Trial(candidate, "failed", "check", record["failed"], folder)
+    outputs = read_feeds(checked / "outputs.npz")
+    count = len(outputs)
+    fidelity = measure(
+        network.reference[:count],
+        outputs,
+        network.samples.held_out[:count],
+        bound,
+        f"module {network.name}",
+    )
+    evidence: Evidence = record["evidence"]
+    return Trial(
+        candidate,
+        "ok",
+        "checked",
+        reason="; ".join(fidelity.violations),
+        folder=folder,
+        size_bytes=facts["size_bytes"],
+        transforms=tuple(facts["transforms"]),
+        fidelity=fidelity,
+        evidence=evidence,
+        how=record["how"],
+        estimate=estimate,
+        package=facts["package"],
+    )
+
+
+def _check(
+    workshop: Workshop,
+    bench: Bench,
+    network: Network,
+    candidate: Candidate,
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> tuple[Path, dict[str, Any]]:
+    compiled = load_compiled(folder)
+    emulated = emulator(workshop.target) if _is_native(compiled, workshop.target) else None
+    if emulated is not None and candidate.backend not in EMULATED:
+        emulated = None
+    machine = this_machine()
+
+    def run(out: Path) -> dict[str, Any]:
+        try:
+            if isinstance(compiled, Artifact) and _opens_here(compiled, workshop.target):
+                return _run_here(workshop, bench, network, candidate, folder, out, emulated)
+            if emulated is not None:
+                _emulate(workshop, emulated, network, candidate, folder, out / "outputs.npz")
+                return {"evidence": "emulated", "how": emulated.describe}
+            return dict(
+                bench.ask(
+                    "simulate",
+                    compiled=str(folder),
+                    network=facts["prepared"],
+                    target=workshop.target.model_dump(mode="json"),
+                    feeds=str(source(workshop, network) / "held_out.npz"),
+                    path=str(out / "outputs.npz"),
+                )
+            )
+        except WorkerFailure as failure:
+            return {"failed": lasting(failure)}
+
+    key = {
+        "compiled": folder.name,
+        "held_out": feeds_digest(network.samples.held_out),
+        "threads": candidate.threads,
+        "machine": machine.fingerprint,
+        "emulator": emulated.describe if emulated is not None else "",
+    }
+    return workshop.cache.stage("check", key, run)
+
+
+def _is_native(compiled: object, target: Target) -> bool:
+    """Whether an artifact's answers could depend on a processor that this machine does not have."""
+    return isinstance(compiled, Artifact) and target.arch != this_machine().arch
+
+
+def _opens_here(artifact: Artifact, target: Target) -> bool:
+    return artifact.arch == "any" or (artifact.arch == this_machine().arch and target.runs_here)
+
+
+def _run_here(
+    workshop: Workshop,
+    bench: Bench,
+    network: Network,
+    candidate: Candidate,
+    folder: Path,
+    out: Path,
+    emulated: Emulator | None,
+) -> dict[str, Any]:
+    """All held-out samples on the same engine here, and a few of them on the emulated processor."""
+    machine = this_machine()
+    bench.ask("open", **_opening(workshop, network, candidate, folder))
+    bench.ask("outputs", path=str(out / "outputs.npz"))
+    here = f"{candidate.backend} on {machine.cpu}"
+    if workshop.target.arch == machine.arch:
+        return {"evidence": "run", "how": here}
+    if emulated is None:
+        return {"evidence": "proxy", "how": f"the same engine on another processor: {here}"}
+    _emulate(workshop, emulated, network, candidate, folder, out / "emulated.npz")
+    there = read_feeds(out / "emulated.npz")
+    distance = _distance(read_feeds(out / "outputs.npz"), there)
+    if not distance <= AGREEMENT:
+        return {
+            "failed": f"under {emulated.describe} the outputs differ from those here by {distance:.2g} "
+            f"(relative; at most {AGREEMENT:g} allowed)"
+        }
+    return {
+        "evidence": "emulated",
+        "how": f"{emulated.describe}: {len(there)} samples, within {distance:.1g} of {here}, "
+        "which ran all of them",
+    }
+
+
+def _emulate(
+    workshop: Workshop,
+    emulated: Emulator,
+    network: Network,
+    candidate: Candidate,
+    folder: Path,
+    path: Path,
+) -> None:
+    worker = emulated.worker(workshop.limits, folders=[workshop.cache.root])
+    with worker:
+        worker.ask("open", **_opening(workshop, network, candidate, folder))
+        worker.ask("outputs", path=str(path), at_most=EMULATED_FEEDS)
+
+
+def _opening(
+    workshop: Workshop, network: Network, candidate: Candidate, folder: Path
+) -> dict[str, Any]:
+    return {
+        "artifact": str(folder),
+        "threads": candidate.threads,
+        "target": workshop.target.model_dump(mode="json"),
+        "feeds": str(source(workshop, network) / "held_out.npz"),
+    }
+
+
+def _distance(here: Sequence[Mapping[str, Array]], there: Sequence[Mapping[str, Array]]) -> float:
+    """Largest relative difference between two runs, over the samples that both have."""
+    return max(
+        max_rel_error(a[name], b[name]) for a, b in zip(here, there, strict=False) for name in a
+    )
+
+
+def relative(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials; those estimated slower than the untouched network on their engine have failed.
+
+    Promise 2, by estimate: such a candidate must not be chosen for its size.
+    """
+    found = list(trials)
+    untouched = {t.candidate.backend: t for t in found if t.candidate.lossless and t.status == "ok"}
+    return [_marked(trial, untouched.get(trial.candidate.backend)) for trial in found]
+
+
+def _marked(trial: Trial, untouched: Trial | None) -> Trial:
+    if untouched is None or trial is untouched or trial.latency_ms <= untouched.latency_ms:
+        return trial
+    return replace(
+        trial,
+        status="failed",
+        stage="estimate",
+        reason=f"estimated at {trial.latency_ms:.2f} ms, the untouched network on the same engine "
+        f"at {untouched.latency_ms:.2f} ms",
+    )
