@@ -1,0 +1,1 @@
+"""Native kernels, one folder each: reference, source, build, benchmark."""

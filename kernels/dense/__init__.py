@@ -1,0 +1,1 @@
+"""fp32 matrix products and convolutions as C functions, compiled per target."""

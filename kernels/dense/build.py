@@ -1,0 +1,118 @@
+"""Compiles dense.cpp for a target to an object or a shared library, with zig or any C++ compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+SOURCES = (*sorted(FOLDER.glob("*.h")), FOLDER / "dense.cpp")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",
+    "-ffunction-sections",
+    "-Wall",
+    "-Wextra",
+    "-Wpedantic",
+)
+
+
+class BuildError(RuntimeError):
+    """No compiler was found, or it failed; the message holds its output."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The register tile of a build: rows x columns accumulators of `lanes` floats."""
+
+    rows: int
+    columns: int
+    lanes: int
+
+
+# What simd.h chooses by the same macros; tests compare the two.
+AVX512, AVX2, NEON, PLAIN = Tile(8, 48, 16), Tile(4, 24, 8), Tile(8, 12, 4), Tile(4, 8, 4)
+
+
+def zig() -> list[str] | None:
+    """The C++ command of the ziglang package in this Python, or of a zig on PATH."""
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    found = shutil.which("zig")
+    return [found, "c++"] if found else None
+
+
+def command(triple: str | None = None, mcpu: str = "native") -> list[str]:
+    """The compiler with its target flags.
+
+    `triple` in zig's form, e.g. "aarch64-linux-gnu.2.28"; None is this machine. Without zig, this
+    machine's g++ or clang++ serves this machine only. Raises BuildError when nothing fits.
+    """
+    found = zig()
+    if found:
+        target = [] if triple is None else ["-target", triple]
+        return [*found, *target, f"-mcpu={mcpu.replace('-', '_')}", "-fno-sanitize=all"]
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if triple is None and compiler:
+        return [compiler, f"-march={mcpu}"]
+    raise BuildError(
+        f"no compiler for {triple or 'this machine'}: pip install ziglang, or put zig on PATH"
+    )
+
+
+def tile(triple: str | None = None, mcpu: str = "native") -> Tile:
+    """Which register tile a build for this target has: asked of the compiler's macros."""
+    call = [*command(triple, mcpu), "-dM", "-E", "-x", "c++", os.devnull]
+    macros = {line.split()[1] for line in _run(call).splitlines() if line.startswith("#define")}
+    if {"__AVX512F__", "__AVX512DQ__"} <= macros:
+        return AVX512
+    if {"__AVX2__", "__FMA__"} <= macros:
+        return AVX2
+    if {"__aarch64__", "__ARM_NEON"} <= macros:
+        return NEON
+    return PLAIN
+
+
+def build(
+    triple: str | None,
+    mcpu: str,
+    output: str | Path,
+    *,
+    shared: bool = False,
+    flags: Sequence[str] = (),
+) -> Path:
+    """Compiles to `output`: a position-independent object, or a shared library.
+
+    In an object the functions are hidden: they bind inside of the library it is linked into and
+    never to another module's copy. Needs nothing but libc at run time. Raises BuildError.
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    kind = ["-shared", "-nostdlib++"] if shared and zig() else ["-shared"] if shared else ["-c"]
+    if not shared:
+        kind.append('-DEDGEMP_DENSE_API=__attribute__((visibility("hidden")))')
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        # zig takes what to do from the suffix
+        made = Path(folder) / ("dense.so" if shared else "dense.o")
+        source = str(FOLDER / "dense.cpp")
+        _run([*command(triple, mcpu), *FLAGS, *flags, *kind, source, "-o", str(made)])
+        os.replace(made, output)
+    return output
+
+
+def _run(call: list[str]) -> str:
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"{' '.join(call)} failed:\n{done.stderr[-4000:]}")
+    return done.stdout

@@ -1,0 +1,159 @@
+// Depthwise convolutions, channel by channel, on a padded copy of a few input rows.
+#pragma once
+
+#include "conv.h"
+
+namespace edgemp {
+
+// The copy holds each input row as `sw` rows, one per phase (column modulo the stride), so that
+// every tap of every stride and dilation reads consecutive floats.
+template <class S>
+struct Strip {
+  static constexpr int64_t Room = 8192, MostTaps = 128;
+  int64_t columns, rows, pitch, out_rows;
+
+  // Output columns and rows per strip; rows is 0 when not even one output row fits.
+  explicit Strip(const Geometry& g) {
+    columns = smaller(g.ow(), 512);
+    const int64_t reach = (g.kh - 1) * g.dh + 1;
+    // vectors may read past the last column of a row, never past the copy
+    pitch = ceil_div(columns, S::Lanes) * S::Lanes + (g.kw - 1) * g.dw / g.sw + 1;
+    const int64_t fit = Room / (pitch * g.sw);
+    out_rows = fit < reach || g.kh * g.kw > MostTaps
+                   ? 0
+                   : smaller(g.oh(), (fit - reach) / g.sh + 1);
+    rows = (out_rows - 1) * g.sh + reach;
+  }
+};
+
+template <class S>
+struct Depthwise {
+  using Reg = typename S::Reg;
+  const ConvCall& call;
+  const Geometry& g;
+  const Finish& finish;
+  const Strip<S> strip;
+  int64_t taps;
+  int64_t offset[Strip<S>::MostTaps];
+  alignas(64) float copy[Strip<S>::Room + S::Lanes];
+
+  Depthwise(const ConvCall& call_, const Geometry& g_, const Finish& finish_)
+      : call(call_), g(g_), finish(finish_), strip(g_), taps(g_.kh * g_.kw) {
+    if (!strip.out_rows) return;
+    for (int64_t t = 0; t < taps; ++t) {
+      const int64_t column = t % g.kw * g.dw;
+      offset[t] = (t / g.kw * g.dh * g.sw + column % g.sw) * strip.pitch + column / g.sw;
+    }
+  }
+
+  // One output channel of one image.
+  void channel(int64_t image, int64_t c) {
+    const int64_t in = c / g.group_out(), height = g.oh(), width = g.ow();
+    const float* x = call.x + (image * g.ic + in) * g.ih * g.iw;
+    const int64_t plane = (image * g.oc + c) * height * width;
+    const float* w = call.w + c * taps;
+    const float bias = call.bias ? call.bias[c] : 0.0f;
+    if (!strip.out_rows) {
+      plainly(x, w, bias, plane);
+    } else {
+      for (int64_t r = 0; r < height; r += strip.out_rows)
+        for (int64_t q = 0; q < width; q += strip.columns) {
+          fill(x, r * g.sh - g.pt, q * g.sw - g.pl);
+          const int64_t rows = smaller(strip.out_rows, height - r);
+          const int64_t columns = smaller(strip.columns, width - q);
+          const int64_t at = plane + r * width + q;
+          if (g.kh == 3 && g.kw == 3)
+            compute<9>(w, bias, rows, columns, at);
+          else if (g.kh == 5 && g.kw == 5)
+            compute<25>(w, bias, rows, columns, at);
+          else
+            compute<0>(w, bias, rows, columns, at);
+        }
+    }
+    if (finish.passes)
+      activate<S>(call.y + plane, call.y + plane, 0, 1, height * width, finish.act, finish.alpha,
+                  finish.beta);
+  }
+
+ private:
+  void fill(const float* x, int64_t top, int64_t left) {
+    float* out = copy;
+    for (int64_t r = 0; r < strip.rows; ++r) {
+      const int64_t row = top + r;
+      const bool inside = row >= 0 && row < g.ih;
+      for (int64_t phase = 0; phase < g.sw; ++phase, out += strip.pitch) {
+        const int64_t first = left + phase;
+        const int64_t from = first >= 0 ? 0 : smaller(strip.pitch, ceil_div(-first, g.sw));
+        const int64_t room = inside && first < g.iw ? ceil_div(g.iw - first, g.sw) : 0;
+        const int64_t to = larger(from, smaller(strip.pitch, room));
+        for (int64_t i = 0; i < from; ++i) out[i] = 0.0f;
+        if (from < to) {
+          const float* in = x + row * g.iw + first + from * g.sw;
+          if (g.sw == 1)
+            for (int64_t i = from; i < to; ++i) out[i] = in[i - from];
+          else if (g.sw == 2)
+            for (int64_t i = from; i < to; ++i) out[i] = in[2 * (i - from)];
+          else
+            for (int64_t i = from; i < to; ++i) out[i] = in[g.sw * (i - from)];
+        }
+        for (int64_t i = to; i < strip.pitch; ++i) out[i] = 0.0f;
+      }
+    }
+  }
+
+  template <int Taps>
+  void compute(const float* w, float bias, int64_t rows, int64_t columns, int64_t at) const {
+    const int64_t step = g.sh * g.sw * strip.pitch, width = g.ow();
+    for (int64_t c = 0; c < columns; c += S::Lanes) {
+      const auto mask = S::mask(columns - c);
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4)
+        block<Taps, 4>(w, bias, copy + r * step + c, step, at + r * width + c, mask);
+      for (; r < rows; ++r)
+        block<Taps, 1>(w, bias, copy + r * step + c, step, at + r * width + c, mask);
+    }
+  }
+
+  // R output rows, one vector wide.
+  template <int Taps, int R>
+  EDGEMP_INLINE void block(const float* w, float bias, const float* in, int64_t step, int64_t at,
+                           typename S::Mask mask) const {
+    const int64_t width = g.ow();
+    Reg acc[R];
+    for (int r = 0; r < R; ++r) acc[r] = S::set(bias);
+    if (call.residual)
+      for (int r = 0; r < R; ++r)
+        acc[r] = S::add(acc[r], S::load(call.residual + at + r * width, mask));
+    const int64_t count = Taps ? Taps : taps;
+    for (int64_t t = 0; t < count; ++t) {
+      const Reg weight = S::set(w[t]);
+      const float* p = in + offset[t];
+      for (int r = 0; r < R; ++r) acc[r] = S::fma(weight, S::load(p + r * step), acc[r]);
+    }
+    for (int r = 0; r < R; ++r) {
+      if (finish.clips) acc[r] = Math<S>::clip(acc[r], finish.low, finish.high);
+      S::store(call.y + at + r * width, acc[r], mask);
+    }
+  }
+
+  // Windows too large for the copy: right, not fast.
+  void plainly(const float* x, const float* w, float bias, int64_t plane) const {
+    for (int64_t r = 0; r < g.oh(); ++r)
+      for (int64_t q = 0; q < g.ow(); ++q) {
+        const int64_t at = plane + r * g.ow() + q;
+        float sum = bias + (call.residual ? call.residual[at] : 0.0f);
+        for (int64_t t = 0; t < taps; ++t) {
+          const int64_t row = r * g.sh - g.pt + t / g.kw * g.dh;
+          const int64_t column = q * g.sw - g.pl + t % g.kw * g.dw;
+          if (row >= 0 && row < g.ih && column >= 0 && column < g.iw)
+            sum += w[t] * x[row * g.iw + column];
+        }
+        call.y[at] = sum;
+      }
+    if (finish.clips)
+      activate<S>(call.y + plane, call.y + plane, 0, 1, g.pixels(), finish.act, finish.alpha,
+                  finish.beta);
+  }
+};
+
+}  // namespace edgemp
