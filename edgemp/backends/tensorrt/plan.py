@@ -1,0 +1,162 @@
+"""What a build needs besides the graph: precision, compute capability, optimisation profiles, flags."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgemp.errors import BackendError, InputError
+from edgemp.network import Network
+from edgemp.tensor import Feed, TensorSpec
+
+Shape = tuple[int, ...]
+
+
+class _Stated(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Profile(_Stated):
+    """Smallest, usual and largest shape of one input, or its values where it is a shape itself."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+class BuiltFor(_Stated):
+    """What an engine that travels with a package was built by and for."""
+
+    version: str
+    compute_capability: str
+    sha256: str
+
+
+class BuildPlan(_Stated):
+    """`package.json`: everything that the device needs to build the engine that was checked here.
+
+    `workspace_bytes` of 0 leaves the library's own limit, all of the device's memory. `profiles` holds
+    the inputs with dynamic dimensions, `shapes` the values of inputs that are shapes.
+    """
+
+    format: Literal[1] = 1
+    library: Literal["tensorrt", "tensorrt_rtx"]
+    precision: str
+    compute_capability: str = Field(pattern=r"^\d{1,2}\.\d$")
+    network_sha256: str
+    profiles: dict[str, Profile] = Field(default_factory=dict)
+    shapes: dict[str, Profile] = Field(default_factory=dict)
+    strongly_typed: Literal[True] = True
+    tf32: bool = False
+    dla: Literal[False] = False
+    workspace_bytes: int = Field(default=0, ge=0)
+    engine: BuiltFor | None = None
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_plan(files: Mapping[str, bytes], library: str) -> BuildPlan:
+    """The plan of a build package whose network is the one it was made for.
+
+    Raises:
+        BackendError: naming the missing or damaged file.
+    """
+    for name in ("package.json", "network.onnx"):
+        if name not in files:
+            raise BackendError(f"{library}: the build package lacks {name}; compile it anew")
+    try:
+        plan = BuildPlan.model_validate_json(files["package.json"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise BackendError(f"{library}: package.json: {where}: {first['msg']}") from None
+    if plan.library != library:
+        raise BackendError(f"{library}: the build package is for {plan.library}")
+    if digest(files["network.onnx"]) != plan.network_sha256:
+        raise BackendError(f"{library}: network.onnx is not the one that package.json was made for")
+    return plan
+
+
+def profiles(network: Network) -> dict[str, Profile]:
+    """Optimisation profiles of the inputs with dynamic dimensions, from the samples' shapes.
+
+    The range of a dimension is what the samples show; that of the first one, which is the batch in
+    nearly every export, starts at 1.
+
+    Raises:
+        BackendError: if a dynamic input has no samples to tell its shape.
+    """
+    found = {}
+    for spec in network.inputs:
+        if spec.is_static:
+            continue
+        seen = [feed[spec.name].shape for feed in _feeds(network)]
+        if not seen:
+            raise BackendError(
+                f"{network.name}: input {spec.name!r} is {spec}: TensorRT needs the smallest, the usual "
+                f"and the largest shape; give samples of these shapes, or shapes: {{{spec.name}: [...]}}"
+            )
+        found[spec.name] = Profile(
+            min=tuple(
+                want if want is not None else (1 if axis == 0 else min(dims))
+                for axis, (want, dims) in enumerate(
+                    zip(spec.shape, zip(*seen, strict=True), strict=True)
+                )
+            ),
+            opt=_usual(seen),
+            max=tuple(max(dims) for dims in zip(*seen, strict=True)),
+        )
+    return found
+
+
+def shape_values(network: Network, names: tuple[str, ...]) -> dict[str, Profile]:
+    """Value ranges of inputs that are themselves shapes, from the samples.
+
+    Raises:
+        BackendError: if there are no samples.
+    """
+    found = {}
+    for name in names:
+        seen = [tuple(int(v) for v in np.ravel(feed[name])) for feed in _feeds(network)]
+        if not seen:
+            raise BackendError(
+                f"{network.name}: input {name!r} is a shape; give samples of its values"
+            )
+        columns = list(zip(*seen, strict=True))
+        found[name] = Profile(
+            min=tuple(map(min, columns)), opt=_usual(seen), max=tuple(map(max, columns))
+        )
+    return found
+
+
+def _feeds(network: Network) -> tuple[Feed, ...]:
+    # Only shapes are read here, so held-out samples count as well.
+    return (*network.samples.calibration, *network.samples.held_out)
+
+
+def _usual(seen: list[Shape]) -> Shape:
+    return max(sorted(set(seen)), key=seen.count)
+
+
+def check_shape(spec: TensorSpec, shape: Shape, known: Mapping[str, Profile]) -> None:
+    """
+    Raises:
+        InputError: if a shape lies outside of what the engine was built for.
+    """
+    profile = known.get(spec.name)
+    if profile is None:
+        return
+    if len(shape) != len(profile.min) or any(
+        not low <= dim <= high
+        for low, dim, high in zip(profile.min, shape, profile.max, strict=True)
+    ):
+        raise InputError(
+            f"{spec.name!r} has shape {list(shape)}; the engine was built for {list(profile.min)} to "
+            f"{list(profile.max)}: compile with samples of this shape"
+        )
