@@ -20,10 +20,9 @@ class ReferenceBackend(BackendDefaults):
         placement = self.place(network, target)
         for node in placement.refused:
             raise UnsupportedOpError(f"reference refuses {node.op} ({node.node}): {node.reason}")
-        files = {"model.onnx": network.model.read_bytes()}
+        made = (self.name, precision, {"model.onnx": network.model.read_bytes()})
         about = {"engine": "onnx", "version": onnx.__version__, "units": ("CPU",)}
-        made = (self.name, precision, files, network.inputs, network.outputs)
-        return Artifact(*made, placement=placement, **about)
+        return Artifact(*made, network.inputs, network.outputs, placement=placement, **about)
 
     def open(self, artifact, target):
         return ReferenceSession(artifact, load(artifact.files.get("model.onnx", b"")))
@@ -48,9 +47,8 @@ class ReferenceSession:
 
 
 def verdict(node):
-    known = node.domain in {"", "ai.onnx"}
-    unit, reason = ("CPU", "") if known else ("", f"ONNX has no domain {node.domain}")
-    return NodePlacement(node.name, node.op_type, unit, reason=reason)
+    unit = "CPU" if node.domain in {"", "ai.onnx"} else ""
+    return NodePlacement(node.name, node.op_type, unit, reason=f"in domain {node.domain!r}")
 
 
 def load(content):
