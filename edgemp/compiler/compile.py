@@ -14,7 +14,7 @@ from edgemp.compiler.artifacts import load_artifact
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.candidates import Offer, offer
 from edgemp.compiler.choose import Budget, Choice, choose
-from edgemp.compiler.elsewhere import attempt_elsewhere, plan, relative
+from edgemp.compiler.elsewhere import EMULATED, attempt_elsewhere, plan, relative
 from edgemp.compiler.original import Original, ingest, synthetic
 from edgemp.compiler.pack import GOLDENS, pack_bundle
 from edgemp.compiler.progress import Progress, Silent
@@ -24,7 +24,7 @@ from edgemp.compiler.rehearse import rehearse
 from edgemp.compiler.steps import pipeline_steps
 from edgemp.compiler.trials import Trial, Workshop, attempt, estimate_record, tool_versions
 from edgemp.emulation import emulator, problem
-from edgemp.errors import EdgempError, SamplesError
+from edgemp.errors import EdgempError, FidelityError, SamplesError
 from edgemp.isolate import Limits
 from edgemp.machine import this_machine
 from edgemp.network import Network
@@ -396,10 +396,32 @@ def _write(
             )
             compiled = replace(compiled, pipeline_metric=metric)
             progress.advance("" if metric is None else f"pipeline metric {metric:.4f}")
+        _verify_emulated(compiled, partial, progress)
         os.replace(partial, compiled.bundle)
     finally:
         partial.unlink(missing_ok=True)
     return compiled
+
+
+def _verify_emulated(compiled: Compiled, partial: Path, progress: Progress) -> None:
+    """Replay the goldens through edgemp's own runtime on the target's kind of processor, emulated.
+
+    Raises:
+        FidelityError: if a module diverges there.
+    """
+    target = compiled.target
+    if target.arch == this_machine().arch or (emulated := emulator(target)) is None:
+        return
+    if any(c.trial.candidate.backend not in EMULATED for c in compiled.choices.values()):
+        return
+    progress.stage("verifying the bundle on the emulated processor", 1)
+    verdict = emulated.verify(partial)
+    if verdict["first_diverging"]:
+        raise FidelityError(
+            f"on {emulated.describe}, {verdict['first_diverging']} diverges from the original; nothing "
+            "was written"
+        )
+    progress.advance(f"goldens hold on {emulated.describe}")
 
 
 def _cannot_rehearse(compiled: Compiled) -> str:
