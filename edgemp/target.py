@@ -44,8 +44,9 @@ class Unit(_Described):
 
     `matrix` and `vector` are peak rates per precision in operations per second (a multiply-add is two):
     dense matrix products and convolutions, and everything else. `on_chip` are capacities in bytes of
-    caches or scratch memories by their names. `launch_us` is the time that starting one node takes.
-    `options` is what backends need to know (`compute_capability`, `mlu_arch`, `mcpu`, ...).
+    one cache or scratch memory each, by their names; the note says how many cores share it.
+    `launch_us` is the time that starting one node takes. `options` is what backends need to know
+    (`compute_capability`, `mlu_arch`, `mcpu`, ...).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$")
@@ -60,7 +61,7 @@ class Unit(_Described):
 
 
 class Memory(_Described):
-    """`capacity` in bytes; `bandwidth` in bytes per second, of what all units share or of the unit named."""
+    """`capacity` in bytes, `bandwidth` in bytes per second: of what all units share, or of the card's own."""
 
     capacity: Figure | None = None
     bandwidth: Figure | None = None
@@ -95,10 +96,10 @@ class Target(_Described):
     """One device.
 
     `backends` are tried in this order of preference. With `probe`, what the file leaves open is read
-    off the machine that compiles. `identify` is a glob on the model that the device's firmware reports
-    (`/proc/device-tree/model` or the DMI product name). `cores`, `isa` (Linux names of CPU flags) and
-    `mcpu` (LLVM's name) describe the processor that runs the application. Every `Figure` and `OpLimit`
-    names one of `sources` (key -> page or document).
+    off the machine that compiles. `identify` is a glob on any of `Machine.names`: the model that the
+    firmware reports, the device tree's names, an NVIDIA GPU's model, a PCI accelerator's ids. `cores`,
+    `isa` (Linux names of CPU flags) and `mcpu` (LLVM's name) describe the processor that runs the
+    application. Every `Figure` and `OpLimit` names one of `sources` (key -> page or document).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9\-]*$", max_length=64)
@@ -146,7 +147,8 @@ class Target(_Described):
         if self.probe:
             return True
         if self.identify or any(unit.kind != "cpu" for unit in self.units):
-            return bool(self.identify) and fnmatchcase(here.model.lower(), self.identify.lower())
+            glob = self.identify.lower()
+            return bool(glob) and any(fnmatchcase(name.lower(), glob) for name in here.names)
         return set(self.isa) <= here.isa
 
     @property
@@ -213,7 +215,7 @@ def load_target(name: str) -> Target:
         TargetError: if there is no such target, or its file is invalid.
     """
     path = Path(name) if name.endswith(".toml") else targets_folder() / f"{name}.toml"
-    if not path.is_file():
+    if not _is_file(path):
         raise TargetError(
             f"unknown target {name!r}; known targets: {', '.join(target_names())}; "
             "or give the path of a .toml file of your own"
@@ -234,8 +236,10 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
     """A target file's data on top of what it extends."""
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise TargetError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise TargetError(f"{path}: cannot be read: {error.strerror}") from None
     base = data.pop("extends", None)
     if base is None:
         return data
@@ -246,12 +250,19 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
             f"{path}: extends goes round in a circle, or more than {MAX_EXTENDS} deep"
         )
     found = path.parent / base if base.endswith(".toml") else targets_folder() / f"{base}.toml"
-    if not found.is_file():
+    if not _is_file(found):
         raise TargetError(
             f"{path}: extends {base!r}, which is no target; known targets: {', '.join(target_names())}"
         )
     merged: dict[str, Any] = _merged(_read(found, depth + 1), data)
     return merged
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a zero byte
+        return False
 
 
 def _merged(base: Any, over: Any) -> Any:
@@ -266,24 +277,35 @@ def _merged(base: Any, over: Any) -> Any:
 
 
 def _named(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, dict) and "name" in v for v in value)
+    return isinstance(value, list) and all(
+        isinstance(v, dict) and isinstance(v.get("name"), str) for v in value
+    )
 
 
 def _probed(target: Target) -> Target:
     here = this_machine()
-    memory = target.memory
-    sources = dict(target.sources)
+    sources = {"probed": "read off this machine", **target.sources}
+
+    def probed(value: int) -> Figure:
+        return Figure(value=value, source="probed", basis="measured")
+
+    memory, units = target.memory, target.units
     if memory.capacity is None and here.memory_bytes:
-        sources.setdefault("probed", "read off this machine")
-        figure = Figure(value=here.memory_bytes, source="probed", basis="measured")
-        memory = memory.model_copy(update={"capacity": figure})
+        memory = memory.model_copy(update={"capacity": probed(here.memory_bytes)})
+    cores = target.cores or here.cores
+    if all(unit.name != "CPU" for unit in units):
+        on_chip = {name: probed(size) for name, size in here.caches}
+        cpu = Unit(name="CPU", kind="cpu", cores=cores, precisions=here.precisions, on_chip=on_chip)
+        units = (cpu, *units)
     return target.model_copy(
         update={
             "arch": target.arch or here.arch,
             "os": target.os or here.os,
+            "glibc": target.glibc or here.glibc,
             "cpu": target.cpu or here.cpu,
-            "cores": target.cores or here.cores,
+            "cores": cores,
             "isa": target.isa or tuple(sorted(here.isa)),
+            "units": units,
             "memory": memory,
             "sources": sources,
         }
