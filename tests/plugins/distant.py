@@ -1,7 +1,7 @@
 """A stand-in for a vendor engine that builds only on its device.
 
-`EDGEMP_DISTANT_DEVICE` makes this machine such a device. What it builds is ONNX Runtime's own artifact. Precision "wrong" computes something else, "unbuildable" is
-refused by the builder on the device.
+`EDGEMP_DISTANT_DEVICE` makes this machine such a device. What it builds is ONNX Runtime's own artifact.
+Precision "wrong" computes something else, "unbuildable" is refused by the builder on the device.
 """
 
 from __future__ import annotations
