@@ -71,8 +71,15 @@ def this_machine() -> Machine:
         compatible=_compatible(),
         accelerators=(*_nvidia_gpus(), *_pci_accelerators()),
         caches=tuple(_caches()),
-        glibc=platform.libc_ver()[1] if platform.libc_ver()[0] == "glibc" else "",
+        glibc=_glibc(),
     )
+
+
+def _glibc() -> str:
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
+    except (AttributeError, ValueError, OSError):  # Windows; another C library
+        return ""
 
 
 def _text(path: Path) -> str:
