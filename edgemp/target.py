@@ -68,7 +68,7 @@ class Memory(_Described):
 
 
 class PowerMode(_Described):
-    """One setting of the device; `command` selects it there."""
+    """One setting of the device; `command` selects it there. A target's rates hold in its first one."""
 
     name: str
     watts: Figure | None = None

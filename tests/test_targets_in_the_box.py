@@ -217,6 +217,12 @@ def test_jetsons_say_how_to_set_power_and_where_to_read_it(name: str) -> None:
     assert "tegrastats" in target.telemetry.tools
 
 
+@pytest.mark.parametrize("name", DEVICES)
+def test_the_mode_in_which_the_rates_hold_comes_first_and_states_its_watts(name: str) -> None:
+    modes = load_target(name).power_modes
+    assert not modes or modes[0].watts is not None
+
+
 def test_code_for_the_weakest_x86_class_needs_no_more_than_x86_64_v3() -> None:
     avx2, vnni = load_target("x86-avx2"), load_target("x86-avx512-vnni")
     assert not any(flag.startswith("avx512") for flag in avx2.isa)
