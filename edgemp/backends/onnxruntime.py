@@ -16,6 +16,7 @@ from edgemp.backends.base import (
     Session,
 )
 from edgemp.errors import BackendError, NetworkError, ToolchainMissing, UnsupportedOpError
+from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.target import Target
 from edgemp.tensor import Array, Feed
@@ -84,12 +85,17 @@ class OnnxRuntimeBackend(BackendDefaults):
             files={"model.onnx": network.model.read_bytes()},
             inputs=network.inputs,
             outputs=network.outputs,
-            threads=target.cores,
+            threads=max(1, target.cores),
             engine="onnxruntime",
             version=_engine().__version__,
         )
-        session = self.open(artifact, target)
-        placed = replace(artifact, units=session.units(), placement=session.profile())
+        session = OnnxRuntimeSession(artifact)
+        placement = (
+            session.profile()
+            if target.arch in ("", this_machine().arch)
+            else _optimised(artifact, "extended", "as fused without this processor's own layouts")
+        )
+        placed = replace(artifact, units=session.units(), placement=placement)
         session.close()
         return placed
 
@@ -144,7 +150,7 @@ class OnnxRuntimeSession:
             )
         except Exception as error:  # the engine's exceptions share no public base class
             raise _load_error(error) from error
-        self._placement_source = artifact
+        self._artifact = artifact
         self._names = [item.name for item in self._session.get_outputs()]
         # Past the wrapper, which checks feeds that the runtime has checked already.
         self._run = self._session._sess.run
@@ -158,33 +164,40 @@ class OnnxRuntimeSession:
         )
 
     def profile(self) -> Placement:
-        """The nodes of the optimised graph; with the CPU provider alone, each of them runs on the CPU."""
-        import tempfile
-
-        import onnx
-
-        engine = _engine()
-        artifact = self._placement_source
-        with tempfile.TemporaryDirectory(prefix="edgemp-") as folder:
-            options = engine.SessionOptions()
-            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-            options.log_severity_level = 4
-            engine.InferenceSession(
-                artifact.files["model.onnx"], options, providers=["CPUExecutionProvider"]
-            )
-            model = onnx.load(options.optimized_model_filepath)
-        return Placement(
-            tuple(
-                NodePlacement(
-                    node.name or f"#{i}", node.op_type, "CPU", _kernel_precision(node.op_type)
-                )
-                for i, node in enumerate(model.graph.node)
-            )
-        )
+        return _optimised(self._artifact)
 
     def close(self) -> None:
         self._run = _closed
         del self._session
+
+
+def _optimised(artifact: Artifact, level: str = "all", reason: str = "") -> Placement:
+    """The nodes of the optimised graph; with the CPU provider alone, each of them runs on the CPU."""
+    import tempfile
+
+    import onnx
+
+    engine = _engine()
+    with tempfile.TemporaryDirectory(prefix="edgemp-") as folder:
+        options = engine.SessionOptions()
+        options.graph_optimization_level = {
+            "all": engine.GraphOptimizationLevel.ORT_ENABLE_ALL,
+            "extended": engine.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        }[level]
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.log_severity_level = 4
+        engine.InferenceSession(
+            artifact.files["model.onnx"], options, providers=["CPUExecutionProvider"]
+        )
+        model = onnx.load(options.optimized_model_filepath)
+    return Placement(
+        tuple(
+            NodePlacement(
+                node.name or f"#{i}", node.op_type, "CPU", _kernel_precision(node.op_type), reason
+            )
+            for i, node in enumerate(model.graph.node)
+        )
+    )
 
 
 def _closed(*_: object) -> list[Array]:

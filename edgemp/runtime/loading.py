@@ -56,12 +56,8 @@ def runtime_of(
     return runtime
 
 
-def open_module(
-    bundle: Bundle, name: str, *, allow_fallback: bool = False, every_node: bool = False
-) -> Session:
+def open_module(bundle: Bundle, name: str, *, allow_fallback: bool = False) -> Session:
     """One module's session, after comparing where its nodes run with what the bundle states.
-
-    `every_node` compares node by node even where units alone would tell.
 
     Raises:
         PlacementError: on any unit or precision that the bundle does not list, unless allowed.
@@ -70,7 +66,7 @@ def open_module(
     with ExitStack() as opened:
         session = load_backend(artifact.backend).open(artifact, bundle.manifest.target.target())
         opened.callback(session.close)
-        moved = [] if allow_fallback else differences(artifact, session, every_node=every_node)
+        moved = [] if allow_fallback else differences(artifact, session)
         if moved:
             raise PlacementError(
                 f"{bundle.path}: module {name!r}: {'; '.join(moved)}; compile it for this machine, or "

@@ -9,12 +9,11 @@ from edgemp.backends.base import Artifact, Placement, Session
 SHOWN = 5
 
 
-def differences(artifact: Artifact, session: Session, *, every_node: bool = False) -> list[str]:
+def differences(artifact: Artifact, session: Session) -> list[str]:
     """What runs elsewhere than the artifact states, a sentence each; empty if nothing does.
 
-    Units and inference precision are always compared. Where more than one unit is stated, or with
-    `every_node`, so is the engine's own account of every node: a single unit leaves no node a choice
-    of units, and asking for the account may be slow.
+    Units and inference precision are always compared. Where more than one unit is stated, so is the
+    engine's own account of every node: a single unit leaves no node a choice, and asking may be slow.
     """
     found = session.units()
     if found != artifact.units:
@@ -23,7 +22,7 @@ def differences(artifact: Artifact, session: Session, *, every_node: bool = Fals
             f"{', '.join(artifact.units)}"
         ]
     stated = artifact.placement
-    if not stated.nodes or not (every_node or len({node.unit for node in stated.nodes}) > 1):
+    if len({node.unit for node in stated.nodes}) < 2:
         return []
     return _moved(stated, session.profile())
 

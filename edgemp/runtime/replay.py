@@ -75,7 +75,7 @@ def _replay_module(bundle: Bundle, name: str, allow_fallback: bool) -> ModuleVer
         {**bundle.module(name).bound, "metric": None, "metric_min": None}
     )
     goldens = bundle.golden(name)
-    session = open_module(bundle, name, allow_fallback=allow_fallback, every_node=True)
+    session = open_module(bundle, name, allow_fallback=allow_fallback)
     try:
         outputs = [
             {key: value.copy() for key, value in session.run(inputs).items()}
