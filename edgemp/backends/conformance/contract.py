@@ -113,6 +113,16 @@ class ContractTests(ConformanceTests):
                 assert not precision.lossless, "a lossless precision needs no samples"
                 check_says_something(error)
 
+    def test_precisions_that_need_the_same_are_prepared_alike(
+        self, subject: Subject, conv_network: Network, tmp_path: Path
+    ) -> None:
+        """edgemp prepares once per `needs` and shares the result between precisions."""
+        prepared: dict[str, tuple[str, ...]] = {}
+        for precision in subject.backend.precisions(subject.target):
+            found = subject.prepare(conv_network, precision.name, tmp_path / precision.name)
+            same = prepared.setdefault(precision.needs, (*found.transforms, precision.name))
+            assert same[:-1] == found.transforms, f"{same[-1]} and {precision.name} differ"
+
     def test_a_file_that_is_no_network_is_a_clear_error(
         self, subject: Subject, conv_network: Network, tmp_path: Path
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from edgemp.backends.base import Artifact, Backend, BuildPackage, Precision, Ses
 from edgemp.backends.conformance import networks
 from edgemp.errors import BackendError, EdgempError, ToolchainMissing, UnsupportedOpError
 from edgemp.network import Network
+from edgemp.samples import Samples
 from edgemp.target import Target, load_target
 from edgemp.tensor import Array, Feed
 
@@ -47,8 +48,13 @@ class Subject:
         return self.backend.prepare(network, self.target, precision, folder)
 
     def build(self, network: Network, precision: str, folder: Path) -> Built:
-        """prepare, compile and, where the toolchain cannot compile here, defer: as edgemp does."""
+        """prepare, compile and, where the toolchain cannot compile here, defer: as edgemp does.
+
+        Between prepare and compile a network lies on disk, without samples.
+        """
         prepared = self.prepare(network, precision, folder)
+        replace(prepared, samples=Samples(), reference=()).save(folder / "saved")
+        prepared = Network.load(folder / "saved")
         try:
             return Built(prepared, self.backend.compile(prepared, self.target, precision))
         except ToolchainMissing as error:
