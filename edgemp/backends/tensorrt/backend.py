@@ -25,6 +25,12 @@ from edgemp.network import Network
 from edgemp.target import Target
 from edgemp.tensor import Feed
 
+RTX_INT8 = (
+    "NVIDIA lists INT8 on TensorRT-RTX for weight-only products; whether the int8 layers that it built "
+    "are faster than fp16 is for `edgemp finish` to measure"
+)
+"""https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html"""
+
 NOT_RUN = "not run on a GPU: outputs and latency there"
 
 
@@ -59,7 +65,8 @@ class NvidiaBackend(BackendDefaults):
             raise ToolchainMissing(self._not_here(target))
         lib = library(self.name)
         try:
-            found = Cuda().compute_capability()
+            with Cuda() as cuda:
+                found = cuda.compute_capability()
         except BackendError as error:
             raise ToolchainMissing(f"{self.name}: {error}") from None
         if found != wanted:
@@ -76,11 +83,10 @@ class NvidiaBackend(BackendDefaults):
         plan = read_plan(package.files, self.name)
         lib = library(self.name)
         try:
-            cuda = Cuda()
+            with Cuda() as cuda:
+                found = cuda.compute_capability()
         except BackendError as error:
             raise ToolchainMissing(f"{self.name}: this is not the device: {error}") from None
-        found = cuda.compute_capability()
-        cuda.close()
         if found != plan.compute_capability:
             raise ToolchainMissing(
                 f"{self.name}: this is not the device: its GPU has compute capability {found}, the "
@@ -168,6 +174,8 @@ class NvidiaBackend(BackendDefaults):
     def _artifact(
         self, lib: Library, model: Any, plan: BuildPlan, engine: bytes, inputs: Any, outputs: Any
     ) -> Artifact:
+        from edgemp.backends.tensorrt.placement import stated_nodes
+
         return Artifact(
             backend=self.name,
             precision=plan.precision,
@@ -177,7 +185,7 @@ class NvidiaBackend(BackendDefaults):
             options={
                 "compute_capability": plan.compute_capability,
                 "profiles": {name: item.model_dump() for name, item in plan.profiles.items()},
-                "nodes": [[node.name, node.op_type] for node in model.graph.node],
+                "nodes": stated_nodes(model),
             },
             engine=lib.name,
             version=lib.version,
@@ -239,7 +247,7 @@ class TensorRtRtxBackend(NvidiaBackend):
         return from_graph(model, refused_by_parser(library(self.name), model))
 
     def defer(self, network: Network, target: Target, precision: str) -> BuildPackage:
-        from edgemp.backends.tensorrt.placement import from_layers
+        from edgemp.backends.tensorrt.placement import from_layers, stated_nodes
         from edgemp.backends.tensorrt.refused import build_or_name
 
         lib = library(self.name)
@@ -254,7 +262,7 @@ class TensorRtRtxBackend(NvidiaBackend):
                 )
             }
         )
-        nodes = [(node.name, node.op_type) for node in model.graph.node]
+        nodes = stated_nodes(model)
         placement = from_layers(built.layers, nodes)
         checked = (
             f"parsed by {lib.title}'s ONNX parser as a strongly typed network",
@@ -262,8 +270,9 @@ class TensorRtRtxBackend(NvidiaBackend):
             f"{len(nodes) - len(placement.refused)} of {len(nodes)} nodes on the GPU, in "
             f"{len(built.layers)} layers, according to the builder's list of layers",
         )
+        unchecked = (RTX_INT8,) if precision == "int8" else ()
         return self._package(
-            network, plan, model, checked, (), placement, {"engine.plan": built.plan}, lib
+            network, plan, model, checked, unchecked, placement, {"engine.plan": built.plan}, lib
         )
 
 
@@ -329,9 +338,7 @@ def _devices() -> tuple[str, ...]:
     from edgemp.backends.tensorrt.cuda import Cuda
 
     try:
-        cuda = Cuda()
-        found = (f"{cuda.name()} ({sm(cuda.compute_capability())})",)
-        cuda.close()
+        with Cuda() as cuda:
+            return (f"{cuda.name()} ({sm(cuda.compute_capability())})",)
     except BackendError:
         return ()
-    return found

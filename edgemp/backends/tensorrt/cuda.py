@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import sys
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ MAJOR, MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 
 PORTABLE_HOST = 1
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
     "cuDeviceGet": (POINTER(c_int), c_int),
@@ -45,16 +45,13 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 class Cuda:
     """One GPU with its primary context, current in the thread that made it.
 
-    `driver` is the path of the driver's library; by default the system's own.
-
     Raises:
         BackendError: if there is no driver or no GPU.
     """
 
-    def __init__(self, device: int = 0, driver: Path | None = None) -> None:
-        system = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    def __init__(self, device: int = 0) -> None:
         try:
-            self._driver = ctypes.CDLL(str(driver or system))
+            self._driver = ctypes.CDLL(DRIVER)
         except OSError as error:
             raise BackendError(
                 f"no NVIDIA driver here: {error}; install the driver, or open this artifact on its device"
@@ -69,6 +66,12 @@ class Cuda:
         self._call("cuDevicePrimaryCtxRetain", byref(context), self._device)
         self._context: c_void_p | None = context
         self._call("cuCtxSetCurrent", context)
+
+    def __enter__(self) -> Cuda:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def name(self) -> str:
         text = ctypes.create_string_buffer(128)

@@ -19,7 +19,7 @@ HEADROOM = 4.0
 _FAST = """
 Conv ConvTranspose MatMul Gemm Einsum Attention BatchNormalization Relu LeakyRelu PRelu Clip
 Sigmoid HardSigmoid HardSwish Tanh Erf Gelu Elu Selu Add Sub Mul Div Neg Abs Max Min Sum Mean
-Where MaxPool AveragePool GlobalMaxPool Resize QuantizeLinear DequantizeLinear
+Where MaxPool AveragePool GlobalMaxPool Resize DequantizeLinear
 """
 FAST = frozenset(_FAST.split())
 """Operators that compute in float16; every other one that computes stays float32: softmax, the norms,
@@ -27,10 +27,10 @@ reductions, exp, log, pow, square roots and recurrences lose too many digits or 
 
 _MOVING = """
 Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Pad Slice Split Concat Gather
-GatherElements GatherND ScatterND ScatterElements DepthToSpace SpaceToDepth Identity Dropout
+GatherElements GatherND ScatterND ScatterElements DepthToSpace SpaceToDepth Identity Dropout QuantizeLinear
 """
 MOVING = frozenset(_MOVING.split())
-"""Operators that only move data: they follow the type of what they move."""
+"""Operators that move data, or leave floating point: they follow the type of what they are given."""
 
 ELEMENTWISE = frozenset(
     ["Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Sum", "Mean", "Where"]
@@ -88,7 +88,7 @@ def to_half(model: Any, largest: Mapping[str, float] | None = None) -> Typed:
         floats = [i for i in node.input if state.kinds.get(i) == TensorProto.FLOAT]
         made = [o for o in node.output if state.kinds.get(o) == TensorProto.FLOAT]
         reason = _why_float(node, floats, made, state, seen)
-        if not reason and made:
+        if not reason and (made or node.op_type == "QuantizeLinear"):
             _in_half(node, state)
             half.append(node.name)
             continue

@@ -24,7 +24,8 @@ _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], "
     r"(?:Constants: \[.*?\], )?Outputs: \[(?P<outputs>.*)\], TacticName: .*?Metadata: (?P<metadata>.*)$"
 )
-_ONNX = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |\x1e|$)")
+_ONNX = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|\[ONNX Layer: |$)")
+"""Names in a layer's metadata; TensorRT-RTX 1.7 puts an ASCII unit separator between them."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,12 @@ def layers_in_log(texts: Iterable[str]) -> tuple[Layer, ...]:
     for line in listing.splitlines():
         match = _LINE.match(line)
         if match:
-            kinds = re.findall(r"Datatype: (\w+)", match["inputs"]) or re.findall(
-                r"Datatype: (\w+)", match["outputs"]
-            )
+            kinds = re.findall(r"Datatype: (\w+)", f"{match['inputs']} {match['outputs']}")
             found.append(
                 Layer(
                     match["name"],
                     match["kind"],
-                    _precision(kinds[0] if kinds else ""),
+                    _precision(kinds),
                     tuple(_ONNX.findall(match["metadata"])),
                 )
             )
@@ -84,33 +83,44 @@ def layers_in_json(text: str) -> tuple[Layer, ...]:
             Layer(
                 str(layer.get("Name", "")),
                 str(layer.get("LayerType", "")),
-                _precision(kinds[0] if kinds else ""),
+                _precision(kinds),
                 tuple(_ONNX.findall(str(layer.get("Metadata", "")))),
             )
         )
     return tuple(found)
 
 
-def _precision(text: str) -> str:
-    upper = text.upper()
-    return next((name for name, keys in _TYPES if any(key in upper for key in keys)), "")
+def _precision(kinds: Iterable[str]) -> str:
+    """The first floating-point or 8-bit type among a layer's inputs, then its outputs."""
+    for kind in kinds:
+        for name, keys in _TYPES:
+            if any(key in kind.upper() for key in keys):
+                return name
+    return ""
+
+
+def _is_matrix(layer: Layer) -> bool:
+    return layer.kind.lower().startswith(_MATRIX)
 
 
 def units_of(layers: Sequence[Layer], otherwise: str) -> tuple[str, ...]:
     """The type that most matrix layers compute in (of all layers, if there is none), e.g. ("GPU fp16",)."""
-    heavy = [layer for layer in layers if layer.kind.lower().startswith(_MATRIX)] or layers
+    heavy = [layer for layer in layers if _is_matrix(layer)] or layers
     counts = Counter(layer.precision for layer in heavy if layer.precision)
     return (f"{UNIT} {max(sorted(counts), key=counts.__getitem__) if counts else otherwise}",)
 
 
-def from_layers(layers: Sequence[Layer], nodes: Sequence[tuple[str, str]]) -> Placement:
-    """A verdict per ONNX node (name, operator) from an engine's layers; per layer, if no nodes are given."""
+def from_layers(layers: Sequence[Layer], nodes: Sequence[Sequence[str]]) -> Placement:
+    """A verdict per ONNX node (see `stated_nodes`) from an engine's layers; per layer, if no nodes are given.
+
+    A node that went into several layers is where its matrix product is.
+    """
     if not nodes:
         return Placement(
             tuple(NodePlacement(layer.name, layer.kind, UNIT, layer.precision) for layer in layers)
         )
     where: dict[str, Layer] = {}
-    for layer in layers:
+    for layer in sorted(layers, key=lambda layer: not _is_matrix(layer)):
         for name in layer.nodes:
             where.setdefault(name, layer)
     return Placement(
@@ -119,14 +129,27 @@ def from_layers(layers: Sequence[Layer], nodes: Sequence[tuple[str, str]]) -> Pl
                 name,
                 op,
                 UNIT,
-                where[name].precision,
+                _computes_in(where[name], stated),
                 f"layer {where[name].name} ({where[name].kind})",
             )
             if name in where
-            else NodePlacement(name, op, UNIT, "", "folded into constants or into its neighbours")
-            for name, op in nodes
+            else NodePlacement(
+                name, op, UNIT, stated, "no layer of its own: folded, or fused into its neighbours"
+            )
+            for name, op, stated in nodes
         )
     )
+
+
+def _computes_in(layer: Layer, stated: str) -> str:
+    """A strongly typed engine keeps the graph's types; what matrix layers run in, only the layer tells."""
+    return layer.precision if _is_matrix(layer) and layer.precision else stated or layer.precision
+
+
+def stated_nodes(model: Any) -> list[list[str]]:
+    """[name, operator, type stated in the graph] of every node."""
+    stated = _stated(model)
+    return [[node.name, node.op_type, stated.get(node.name, "")] for node in model.graph.node]
 
 
 def from_graph(model: Any, refused: Sequence[Refusal]) -> Placement:

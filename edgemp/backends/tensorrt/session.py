@@ -95,7 +95,21 @@ class TensorRtSession:
     def __init__(self, library: Library, artifact: Artifact, cuda: Cuda) -> None:
         check_version(library, artifact)
         self._library, self._artifact, self._cuda = library, artifact, cuda
-        trt = library.trt
+        self._buffers: dict[str, _Buffer] = {}
+        self._host_inputs: dict[str, Array] = {}
+        self._stream = 0
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._context: Any = None
+        self._closed = False
+        try:
+            self._load(artifact)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, artifact: Artifact) -> None:
+        library = self._library
         self._runtime, self._engine = load_engine(library, artifact.files[ENGINE])
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         stated = {spec.name for spec in (*artifact.inputs, *artifact.outputs)}
@@ -110,15 +124,14 @@ class TensorRtSession:
                 f"{library.name} cannot load the network: no execution context; the device's memory may "
                 "be too small for the engine"
             )
-        self._stream = cuda.stream()
+        self._stream = self._cuda.stream()
         self._profiles: Mapping[str, Profile] = {
             name: Profile.model_validate(shapes)
             for name, shapes in artifact.options.get("profiles", {}).items()
         }
-        self._buffers = {name: _Buffer(cuda) for name in names}
-        self._host_inputs: dict[str, Array] = {}
+        self._buffers.update((name, _Buffer(self._cuda)) for name in names)
         self._allocators = {
-            spec.name: _growing(trt, self._buffers[spec.name])
+            spec.name: _growing(library.trt, self._buffers[spec.name])
             for spec in artifact.outputs
             if self._data_dependent(spec)
         }
@@ -130,7 +143,7 @@ class TensorRtSession:
 
     def run(self, inputs: Feed) -> dict[str, Array]:
         context, cuda = self._context, self._cuda
-        if context is None:
+        if self._closed:
             raise BackendError("this session is closed")
         cuda.activate()
         for spec in self._artifact.inputs:
@@ -182,7 +195,7 @@ class TensorRtSession:
 
     def profile(self) -> Placement:
         nodes = self._artifact.options.get("nodes", ())
-        return from_layers(self._layers, [(str(name), str(op)) for name, op in nodes])
+        return from_layers(self._layers, [[str(item) for item in node] for node in nodes])
 
     def _inspect(self) -> tuple[Layer, ...]:
         inspector = self._engine.create_engine_inspector()
@@ -190,17 +203,20 @@ class TensorRtSession:
         return layers_in_json(inspector.get_engine_information(kind))
 
     def close(self) -> None:
-        if self._context is None:
+        if self._closed:
             return
+        self._closed = True
         self._cuda.activate()
-        self._cuda.synchronize(self._stream)
+        if self._stream:
+            self._cuda.synchronize(self._stream)
         # The context refers to the engine, the engine to the runtime: they go in that order.
         self._context = None
         self._engine = None
         self._runtime = None
         for buffer in self._buffers.values():
             buffer.free()
-        self._cuda.destroy(self._stream)
+        if self._stream:
+            self._cuda.destroy(self._stream)
         self._cuda.close()
 
 
