@@ -76,9 +76,9 @@ class Session:
             expect(self.device.active(), f"to activate MLU {device}")
             config = mm.Model.EngineConfig()
             config.device_type = "MLU"
-            self.engine = made(self.model.create_i_engine(config), "an engine")
-            self.context = made(self.engine.create_i_context(), "a context")
-            self.queue = made(self.device.create_queue(), "a queue")
+            self.engine = made(self.model.create_i_engine(config), "engine")
+            self.context = made(self.engine.create_i_context(), "context")
+            self.queue = made(self.device.create_queue(), "queue")
             self.inputs = made(self.context.create_inputs(), "input tensors")
         except BaseException:
             self.close()
@@ -113,7 +113,7 @@ class Session:
 
 def made(value, what):
     if value is None:
-        raise BuildError(f"MagicMind creates no {what.partition(' ')[2]}")
+        raise BuildError(f"MagicMind creates no {what}")
     return value
 
 

@@ -62,7 +62,7 @@ def _inlined(model: Any) -> Any:
 
 
 def _folded(model: Any) -> Any:
-    """ONNX Runtime's basic optimisations: what is constant at these shapes goes; the rest stays plain ONNX."""
+    """ONNX Runtime's basic optimisations: what is constant at these shapes goes; the rest stays ONNX."""
     import tempfile
     from pathlib import Path
 
@@ -81,7 +81,13 @@ def _folded(model: Any) -> Any:
             )
         except Exception:  # an operator that ONNX Runtime lacks: the model stays as it is
             return model
-        return onnx.load(str(path))
+        folded = onnx.load(str(path))
+    # ONNX Runtime writes an import for every domain that it knows.
+    used = {node.domain for node in folded.graph.node} | {""}
+    kept = [opset for opset in folded.opset_import if opset.domain in used]
+    del folded.opset_import[:]
+    folded.opset_import.extend(kept)
+    return folded
 
 
 def _without_hard_sigmoid(model: Any) -> Any:
@@ -125,12 +131,17 @@ def _opset(model: Any) -> int:
 
 
 def _converted(model: Any) -> Any:
+    import onnx
     from onnx import version_converter
 
     try:
         found = version_converter.convert_version(model, OPSET)
-    except (
-        Exception
-    ):  # the converter raises RuntimeError and its own classes for what it cannot express
+        for node in found.graph.node:
+            # `saturate` is about float8 only, which no operator of that opset has.
+            kept = [a for a in node.attribute if (node.op_type, a.name) != ("Cast", "saturate")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        onnx.checker.check_model(found, full_check=True)
+    except Exception:  # the converter and the checker raise classes of their own
         return None
     return None if _unlisted(found) - _unlisted(model) else _named(found)
