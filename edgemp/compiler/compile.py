@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial as partial_of
 from pathlib import Path
 from typing import Any
 
@@ -370,20 +371,21 @@ def _write(
             reused={k: (use.reused, use.computed) for k, use in cache.use.items()},
             notes=(*compiled.notes, *([not_rehearsed] if not_rehearsed else [])),
         )
-        bounds = {name: _bound(module, options) for name, module in pipeline.modules.items()}
-        pack_bundle(
+        pack = partial_of(
+            pack_bundle,
             partial,
             pipeline,
             compiled.target,
-            compiled.choices,
-            networks,
-            bounds,
-            _assets(pipeline),
-            [{k: step[k] for k in pipeline.signals if k in step} for step in held_out[:GOLDENS]],
-            report=compiled.record() | {"bundle": compiled.bundle.name},
+            networks=networks,
+            bounds={name: _bound(module, options) for name, module in pipeline.modules.items()},
+            assets=_assets(pipeline),
+            steps=[
+                {k: step[k] for k in pipeline.signals if k in step} for step in held_out[:GOLDENS]
+            ],
             provenance=_provenance(steps_split, options),
             created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
+        pack(compiled.choices, report=_report(compiled))
         if not_rehearsed:
             progress.note(not_rehearsed)
         else:
@@ -396,32 +398,47 @@ def _write(
             )
             compiled = replace(compiled, pipeline_metric=metric)
             progress.advance("" if metric is None else f"pipeline metric {metric:.4f}")
-        _verify_emulated(compiled, partial, progress)
+        emulated = _emulated(compiled, partial, progress)
+        if emulated is not None:
+            compiled = emulated
+            pack(compiled.choices, report=_report(compiled))
         os.replace(partial, compiled.bundle)
     finally:
         partial.unlink(missing_ok=True)
     return compiled
 
 
-def _verify_emulated(compiled: Compiled, partial: Path, progress: Progress) -> None:
-    """Replay the goldens through edgemp's own runtime on the target's kind of processor, emulated.
+def _report(compiled: Compiled) -> dict[str, Any]:
+    return compiled.record() | {"bundle": compiled.bundle.name}
+
+
+def _emulated(compiled: Compiled, partial: Path, progress: Progress) -> Compiled | None:
+    """The choices after the target's kind of processor, emulated, has replayed the goldens of all of them.
+
+    None if it cannot: the target's processor is this one's kind, or is not emulated here.
 
     Raises:
         FidelityError: if a module diverges there.
     """
     target = compiled.target
-    if target.arch == this_machine().arch or (emulated := emulator(target)) is None:
-        return
+    if target.arch == this_machine().arch or (device := emulator(target)) is None:
+        return None
     if any(c.trial.candidate.backend not in EMULATED for c in compiled.choices.values()):
-        return
-    progress.stage("verifying the bundle on the emulated processor", 1)
-    verdict = emulated.verify(partial)
+        return None
+    progress.stage("replaying the goldens on the emulated processor", 1)
+    verdict = device.verify(partial)
     if verdict["first_diverging"]:
         raise FidelityError(
-            f"on {emulated.describe}, {verdict['first_diverging']} diverges from the original; nothing "
+            f"on {device.describe}, {verdict['first_diverging']} diverges from the original; nothing "
             "was written"
         )
-    progress.advance(f"goldens hold on {emulated.describe}")
+    progress.advance(f"they hold on {device.describe}")
+    choices = {}
+    for name, choice in compiled.choices.items():
+        how = f"goldens replayed by edgemp verify on {device.describe}; {choice.trial.how}"
+        trial = replace(choice.trial, evidence="emulated", how=how)
+        choices[name] = replace(choice, trial=trial)
+    return replace(compiled, choices=choices)
 
 
 def _cannot_rehearse(compiled: Compiled) -> str:
