@@ -91,6 +91,7 @@ def build(
     *,
     shared: bool = False,
     flags: Sequence[str] = (),
+    source: Path = FOLDER / "dense.cpp",
 ) -> Path:
     """Compiles to `output`: a position-independent object, or a shared library.
 
@@ -103,10 +104,9 @@ def build(
     if not shared:
         kind.append('-DEDGEMP_DENSE_API=__attribute__((visibility("hidden")))')
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        # zig takes what to do from the suffix
+        # zig reads the kind of output from the suffix
         made = Path(folder) / ("dense.so" if shared else "dense.o")
-        source = str(FOLDER / "dense.cpp")
-        _run([*command(triple, mcpu), *FLAGS, *flags, *kind, source, "-o", str(made)])
+        _run([*command(triple, mcpu), *FLAGS, *flags, *kind, str(source), "-o", str(made)])
         os.replace(made, output)
     return output
 

@@ -33,7 +33,7 @@ namespace edgemp {
 struct Simd {
   using Reg = __m512;
   using Mask = __mmask16;
-  static constexpr int Lanes = 16, Rows = 8, Vectors = 3, Depth = 256;
+  static constexpr int Lanes = 16, Rows = 8, Vectors = 3, Depth = 192;
   static EDGEMP_INLINE Reg zero() { return _mm512_setzero_ps(); }
   static EDGEMP_INLINE Reg set(float x) { return _mm512_set1_ps(x); }
   static EDGEMP_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
