@@ -1,87 +1,143 @@
-"""Roofline estimate of a network: operations and bytes from the graph, time from a target's peak rates.
+"""Roofline estimate of a network: every kernel's operations and bytes against a target's ceilings.
 
-S. Williams, A. Waterman, D. Patterson: "Roofline: an insightful visual performance model", CACM 2009.
+S. Williams, A. Waterman, D. Patterson: "Roofline: an insightful visual performance model", CACM 2009;
+with separate ceilings for matrix and vector work, and the time that starting a kernel takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
-from edgemp.backends.base import Estimate
-from edgemp.errors import TargetError
+from edgemp.backends.base import Estimate, NodeEstimate
+from edgemp.errors import NetworkError
+from edgemp.estimate.ceilings import Ceilings, published
+from edgemp.estimate.graph import read_graph
+from edgemp.estimate.kernels import FUSIONS, GENERAL, Kernel, Widths, kernels_of
 from edgemp.network import Network
 from edgemp.target import Target
 
-ELEMENT_BYTES = {"fp32": 4, "fp32-w16": 4, "bf16": 2, "int8": 1, "int8-bf16": 1, "int8-dynamic": 1}
-PEAK_OF = {"fp32-w16": "fp32", "int8-bf16": "int8", "int8-dynamic": "int8"}
+if TYPE_CHECKING:
+    from edgemp.compiler.cache import StageCache
+
+WIDTHS = {
+    "fp32": Widths(),
+    "fp32-w16": Widths(),
+    "fp16": Widths(2, 2, 2),
+    "bf16": Widths(2, 2, 2),
+    "int8": Widths(1, 1, 4),
+    "int8-bf16": Widths(1, 1, 2),
+    "int8-dynamic": Widths(1, 4, 4),
+    "fp8": Widths(1, 1, 2),
+}
+"""Bytes per element in memory. 16-bit storage of fp32 weights ends when the engine loads them."""
+
+UNKNOWN = 4.0
+"""A kernel whose shapes cannot be told is put at the mean of the others, and its share of the stated
+range is this many times wider."""
 
 
-def roofline(network: Network, target: Target, precision: str, unit: str = "CPU") -> Estimate:
-    """Time of one inference if the slower of arithmetic and memory traffic were all that counted.
+def roofline(
+    network: Network,
+    target: Target,
+    precision: str,
+    unit: str = "CPU",
+    backend: str = "",
+    cache: StageCache | None = None,
+) -> Estimate:
+    """Time of one inference: over all kernels, launch plus the slower of arithmetic and memory traffic.
 
-    A lower bound: weights are read once, every activation is written once and read once.
+    `backend` decides which operators run as one kernel; for a target that is probed (this machine) its
+    ceilings are measured through that engine (kept in `cache`), for all others they are published peaks.
 
     Raises:
-        TargetError: if the target's file gives no peak rate for the precision, or no bandwidth.
+        NetworkError: if the network is not ONNX, or its shapes cannot be told.
+        TargetError: naming the figure that the target's file lacks, or if it has no such unit.
+        BackendError: if the ceilings of this machine cannot be measured with `backend`.
     """
-    rate = target.unit(unit).matrix.get(PEAK_OF.get(precision, precision))
-    bandwidth = target.memory.bandwidth
-    if rate is None or bandwidth is None:
-        raise TargetError(
-            f"target {target.name}: no matrix rate of {unit} for {precision} or no bandwidth in its "
-            "file; an estimate needs both"
+    widths = WIDTHS.get(precision, Widths())
+    graph = read_graph(network.model, network.name)
+    if target.probe:
+        from edgemp.compiler.cache import StageCache
+        from edgemp.estimate.calibrate import measured
+
+        backend = backend or target.backends[0]
+        ceilings = measured(backend, precision, target, cache or StageCache())
+        watts = None
+    else:
+        found = target.unit(unit)
+        ceilings = published(target, found, precision)
+        if precision.startswith("int8") and found.kind != "cpu":
+            # Accelerators keep tensors in 8 bits between products, and the rest in 16.
+            widths = Widths(1, 1, 2)
+        watts = max((m.watts.value for m in target.power_modes if m.watts), default=None)
+    kernels = kernels_of(graph, FUSIONS.get(backend, GENERAL), widths)
+    return estimate_of(kernels, ceilings, unit, watts, network.name)
+
+
+def estimate_of(
+    kernels: tuple[Kernel, ...], ceilings: Ceilings, unit: str, watts: float | None, name: str
+) -> Estimate:
+    """The kernels' times under the ceilings.
+
+    Raises:
+        NetworkError: naming the first products whose shapes are unknown, if there are any, or if
+            hardly anything is known.
+    """
+    unknown = [kernel for kernel in kernels if not kernel.known]
+    if len(unknown) * 2 > len(kernels) or any(_is_product(kernel) for kernel in unknown):
+        first = [k for k in unknown if _is_product(k)] or unknown
+        raise NetworkError(
+            f"{name}: the shapes or the work of {len(unknown)} of {len(kernels)} kernels cannot be told, "
+            f"among them {', '.join(f'{k.name} ({k.op})' for k in first[:3])}; give fixed input shapes, "
+            "or simplify the graph"
         )
-    operations, elements = count(network)
-    moved = float(elements * ELEMENT_BYTES.get(precision, 4))
-    arithmetic, memory = operations / rate.value, moved / bandwidth.value
-    latency = max(arithmetic, memory) * 1e3
+    weights = sum(kernel.weights for kernel in kernels)
+    nodes = [_timed(kernel, ceilings, unit, weights) for kernel in kernels if kernel.known]
+    mean = sum(node.time_us for node in nodes) / max(1, len(nodes))
+    guessed = [
+        NodeEstimate(k.name, k.op, unit, 0.0, k.bytes_moved, mean, "launch") for k in unknown
+    ]
+    order = {kernel.name: i for i, kernel in enumerate(kernels)}
+    every = tuple(sorted([*nodes, *guessed], key=lambda node: order[node.node]))
+    seconds = ceilings.call_s + sum(node.time_us for node in every) * 1e-6
+    doubt = sum(node.time_us for node in guessed) * 1e-6
+    down, up = ceilings.spread
+    shares: dict[str, float] = {"launch": ceilings.call_s * 1e6}
+    for node in every:
+        shares[node.bound] = shares.get(node.bound, 0.0) + node.time_us
     return Estimate(
-        latency_ms=latency,
-        low_ms=latency,
-        high_ms=latency * 4,
-        operations=float(operations),
-        bytes_moved=moved,
-        bound="matrix" if arithmetic >= memory else "memory",
+        latency_ms=seconds * 1e3,
+        low_ms=(seconds - doubt * (1 - 1 / UNKNOWN)) * down * 1e3,
+        high_ms=(seconds + doubt * (UNKNOWN - 1)) * up * 1e3,
+        operations=sum(kernel.operations for kernel in kernels),
+        bytes_moved=sum(kernel.bytes_moved for kernel in kernels),
+        bound=max(shares, key=lambda bound: shares[bound]),
+        basis=ceilings.basis,
+        energy_mj=None if watts is None else watts * seconds * 1e3,
+        nodes=every,
     )
 
 
-def count(network: Network) -> tuple[int, int]:
-    """(operations, elements moved) of one inference; one multiply-add counts as two operations.
+def _is_product(kernel: Kernel) -> bool:
+    from edgemp.estimate.operators import MATRIX_OPS
 
-    Only matrix products and convolutions count as operations: they are nearly all of them. Tensors of
-    unknown shape count as nothing.
-    """
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(network.model)), data_prop=True)
-    graph = model.graph
-    shapes: dict[str, tuple[int, ...]] = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in [*graph.value_info, *graph.input, *graph.output]
-    }
-    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    shapes.update(weights)
-    operations = sum(_operations(node, shapes) for node in graph.node)
-    written = sum(prod(shapes.get(name, (0,))) for node in graph.node for name in node.output)
-    return operations, 2 * written + sum(prod(shape) for shape in weights.values())
+    return bool(MATRIX_OPS & set(kernel.op.split("+")))
 
 
-def _operations(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    if not node.output or len(node.input) < 2:
-        return 0
-    first, second = shapes.get(node.input[0]), shapes.get(node.input[1])
-    result = shapes.get(node.output[0])
-    if not first or not second or not result:
-        return 0
-    if node.op_type == "Conv":
-        return 2 * prod(result) * prod(second[1:])
-    if node.op_type == "ConvTranspose":
-        return 2 * prod(first) * prod(second[1:])
-    if node.op_type == "MatMul":
-        return 2 * prod(result) * first[-1]
-    if node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return 2 * prod(result) * first[0 if transposed else -1]
-    return 0
+def _timed(kernel: Kernel, ceilings: Ceilings, unit: str, all_weights: float) -> NodeEstimate:
+    matrix = sum(ceilings.matrix[m.kind].seconds(m) for m in kernel.matrices)
+    vector = sum(ops / ceilings.vector[kind] for kind, ops in kernel.vector.items())
+    memory = ceilings.memory_seconds(kernel.read + kernel.written, kernel.weights, all_weights)
+    # A product's epilogue follows it on the same unit; both overlap with memory traffic.
+    busy = max(matrix + vector, memory)
+    parts = {"matrix": matrix, "vector": vector, "memory": memory, "launch": ceilings.launch_s}
+    bound = max(parts, key=lambda part: parts[part])
+    return NodeEstimate(
+        kernel.name,
+        kernel.op,
+        unit,
+        kernel.operations,
+        kernel.bytes_moved,
+        (busy + ceilings.launch_s) * 1e6,
+        bound,
+    )

@@ -1,0 +1,1 @@
+"""How long a network would take on a target: operations and bytes of its graph against ceilings."""
