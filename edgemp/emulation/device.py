@@ -94,12 +94,13 @@ class Emulator:
             TrialError: if it crashed or took too long.
         """
         with tempfile.TemporaryDirectory(prefix="edgemp-emulated-") as name:
-            _tmp(Path(name)).mkdir()
-            shutil.copyfile(bundle, _tmp(Path(name)) / bundle.name)
-            arguments = ["-m", "edgemp.cli.main", "verify", f"/tmp/{bundle.name}", "--json"]
+            seen = _tmp(Path(name)) / bundle.name
+            seen.parent.mkdir()
+            shutil.copyfile(bundle, seen)
+            arguments = ["-m", "edgemp.cli.main", "verify", str(seen), "--json"]
             ended = self._finish(arguments, Path(name), (), seconds)
         try:
-            document: dict[str, Any] = json.loads(ended.stdout)
+            document: dict[str, Any] = json.loads(ended.stdout.replace(str(seen), str(bundle)))
         except ValueError:
             raise TrialError(
                 f"{bundle}: edgemp verify crashed on {self.describe}: {_last_lines(ended.stderr)}"
@@ -115,7 +116,10 @@ class Emulator:
     def command(
         self, arguments: Sequence[str], scratch: Path, folders: Sequence[Path] = ()
     ) -> list[str]:
-        """What starts the device's Python; `scratch` becomes its /tmp and takes what proot leaves.
+        """What starts the device's Python; `scratch` holds its temporary files and what proot leaves.
+
+        Folders keep their paths because not every question goes through proot: this machine itself answers
+        `os.access` (proot 5.1 does not know the system call faccessat2).
 
         Raises:
             BackendError: if a folder has a name that cannot be bound.
@@ -124,7 +128,7 @@ class Emulator:
         _tmp(scratch).mkdir(exist_ok=True)
         bound = ["/dev", "/proc", f"{self.folder / 'cpuinfo' / self.cpu}:/proc/cpuinfo"]
         bound += [f"{_tmp(scratch)}:/tmp", *_own_code()]
-        for folder in dict.fromkeys(Path(folder).absolute() for folder in folders):
+        for folder in dict.fromkeys(Path(folder).absolute() for folder in (scratch, *folders)):
             if ":" in str(folder) or folder == Path("/"):
                 raise BackendError(f"cannot show the folder {folder} to an emulated device")
             _mount_point(folder, root, scratch)
@@ -148,7 +152,8 @@ class Emulator:
 
     def environment(self, scratch: Path) -> dict[str, str]:
         """The environment of `command`: nothing of this machine's own reaches the device."""
-        return {**_ENVIRONMENT, "QEMU_CPU": self.cpu, "PROOT_TMP_DIR": str(scratch)}
+        own = {"TMPDIR": str(_tmp(scratch)), "PROOT_TMP_DIR": str(scratch)}
+        return {**_ENVIRONMENT, **own, "QEMU_CPU": self.cpu}
 
     def _finish(
         self,
@@ -250,7 +255,7 @@ def _own_code() -> list[str]:
 
 
 def _tmp(scratch: Path) -> Path:
-    """What the device sees as /tmp."""
+    """What the device also sees as /tmp."""
     return scratch / "tmp"
 
 

@@ -25,6 +25,10 @@ TINY = {
 }
 WORDS = ("ground", "control", "no exit", "no parking", "42 km/h", "platform")
 
+AFTER_SOFTMAX = 5e-5
+"""On probabilities of a deep network, where the last bits of sums have grown: with its graph optimisations
+off, ONNX Runtime differs from itself by 7e-6 on one and the same x86 processor."""
+
 
 def compiled(network: Network, precision: str, folder: Path) -> Artifact:
     backend = load_backend("onnxruntime")
@@ -102,8 +106,8 @@ def test_the_recogniser_reads_the_same_on_aarch64(
     feeds = recogniser.samples.held_out[:1]
     there = boards.outputs(artifact, target, feeds, tmp_path)
     here = outputs_here(artifact, target, feeds)
-    worst = max(float(np.abs(there[0][k] - here[0][k]).max()) for k in here[0])
-    print(f"{cpu} {precision}: {worst:.2g}")
-    check_same(there, here, 1e-5)
+    check_same(there, here, AFTER_SOFTMAX)
     (probabilities,) = here[0].values()
+    (emulated,) = there[0].values()
     assert probabilities.argmax(-1).max() > 0  # it reads characters, not blanks alone
+    np.testing.assert_array_equal(emulated.argmax(-1), probabilities.argmax(-1))
