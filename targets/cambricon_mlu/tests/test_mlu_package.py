@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -225,3 +226,14 @@ def test_int8_by_the_packages_ranges_is_near_the_float_network_and_not_equal_to_
     assert "not run on an MLU" in found.how
     for outputs, expected in zip(found.outputs, conv.reference, strict=True):
         assert 0.99 < cosine(expected["y"], outputs["y"]) < 0.9999999
+
+
+def test_build_py_is_plain_enough_for_the_old_pythons_of_magicminds_images(
+    backend: Backend, conv: Network, x4: Target, tmp_path: Path
+) -> None:
+    code = packed(backend, conv, x4, "fp32", tmp_path).files["build.py"].decode()
+    tree = ast.parse(code, feature_version=(3, 6))
+    imported = {name.name for n in ast.walk(tree) if isinstance(n, ast.Import) for name in n.names}
+    assert imported == {
+        "argparse", "hashlib", "json", "sys", "numpy", "magicmind.python.runtime"
+    }  # fmt: skip
