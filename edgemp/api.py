@@ -10,8 +10,8 @@ from edgemp.pipeline import Pipeline
 from edgemp.target import Target, load_target
 
 if TYPE_CHECKING:
-    from edgemp.compiler.compile import Compiled
     from edgemp.compiler.finish import Finished
+    from edgemp.compiler.outcome import Compiled
     from edgemp.compiler.progress import Progress
     from edgemp.runtime.app import Runtime
 
@@ -51,7 +51,8 @@ def compile(  # the name that users expect, as in re.compile
     """
     from edgemp.compiler.cache import StageCache
     from edgemp.compiler.choose import Budget
-    from edgemp.compiler.compile import Options, compile_pipeline
+    from edgemp.compiler.compile import compile_pipeline
+    from edgemp.compiler.outcome import Options
     from edgemp.compiler.single import single_network
 
     samples = Path(samples) if samples is not None else None

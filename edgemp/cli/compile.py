@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from edgemp.compiler.compile import Compiled
+    from edgemp.compiler.outcome import Compiled
 
 
 def register(app: typer.Typer) -> None:

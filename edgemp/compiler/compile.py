@@ -5,110 +5,32 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
-from functools import partial as partial_of
 from pathlib import Path
 from typing import Any
 
-from edgemp.compiler.artifacts import load_artifact
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.candidates import Offer, offer
-from edgemp.compiler.choose import Budget, Choice, choose
-from edgemp.compiler.elsewhere import EMULATED, attempt_elsewhere, plan, relative
+from edgemp.compiler.choose import choose
+from edgemp.compiler.elsewhere import attempt_elsewhere, plan, relative
 from edgemp.compiler.original import Original, ingest, synthetic
-from edgemp.compiler.pack import GOLDENS, pack_bundle
+from edgemp.compiler.outcome import Compiled, Options
 from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
 from edgemp.compiler.recording import Recording, recorded
-from edgemp.compiler.rehearse import rehearse
-from edgemp.compiler.steps import pipeline_steps
-from edgemp.compiler.trials import Trial, Workshop, attempt, estimate_record, tool_versions
+from edgemp.compiler.steps import pipeline_assets, pipeline_steps
+from edgemp.compiler.trials import Trial, Workshop, attempt
+from edgemp.compiler.write import write
 from edgemp.emulation import emulator, problem
-from edgemp.errors import EdgempError, FidelityError, SamplesError
+from edgemp.errors import EdgempError, SamplesError
 from edgemp.isolate import Limits
 from edgemp.machine import this_machine
 from edgemp.network import Network
-from edgemp.pipeline import FidelityBound, Module, Pipeline
-from edgemp.resolve import import_callable, read_asset
+from edgemp.pipeline import Pipeline
+from edgemp.resolve import import_callable
 from edgemp.runtime.gates import gate_policy
 from edgemp.samples import Samples, Split, split
 from edgemp.target import Target
 from edgemp.tensor import Feed
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a caller may ask of a compile.
-
-    `fidelity` replaces every module's `cosine_min`. `jobs` candidates are built at a time (timing is
-    always one at a time); with a joblib backend such as Ray registered and selected, builds go there.
-    """
-
-    budget: Budget = field(default_factory=Budget)
-    fidelity: float | None = None
-    seed: int = 0
-    jobs: int = 1
-    backends: tuple[str, ...] | None = None
-    precisions: tuple[str, ...] | None = None
-    limits: Limits | None = None
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What a compile decided: the bundle's path, and per module the choice and all trials."""
-
-    bundle: Path
-    target: Target
-    choices: Mapping[str, Choice]
-    trials: Mapping[str, Sequence[Trial]]
-    pipeline_metric: float | None = None
-    notes: tuple[str, ...] = ()
-    reused: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-
-    @property
-    def state(self) -> str:
-        """As in the bundle's manifest: "deferred" if the device can still finish a module."""
-        return "deferred" if any(c.packages for c in self.choices.values()) else "ready"
-
-    def record(self) -> dict[str, Any]:
-        """The document that `edgemp compile --json` prints."""
-        modules = {}
-        for name, choice in self.choices.items():
-            trial = choice.trial
-            timing = trial.timing
-            assert trial.fidelity is not None
-            modules[name] = {
-                "chosen": {
-                    "backend": trial.candidate.backend,
-                    "precision": trial.candidate.precision,
-                    "transforms": list(trial.transforms),
-                    "threads": trial.candidate.threads,
-                },
-                "because": choice.because,
-                "latency_ms": {"p50": timing.p50, "p99": timing.p99} if timing else None,
-                "ratio_to_original": timing.ratio if timing else None,
-                "timed": "measured" if timing else "estimated",
-                "estimate": estimate_record(trial.estimate),
-                "evidence": {"kind": trial.evidence, "how": trial.how},
-                "fidelity": trial.fidelity.record(),
-                "size_bytes": trial.size_bytes,
-                "packages": [left.candidate.label for left in choice.packages],
-                "trials": [tried.record() for tried in self.trials[name]],
-                "pareto": [tried.candidate.label for tried in choice.front],
-            }
-        return {
-            "bundle": str(self.bundle),
-            "target": self.target.name,
-            "state": self.state,
-            "modules": modules,
-            "pipeline_metric": self.pipeline_metric,
-            "notes": list(self.notes),
-            "cache": {
-                stage: {"reused": reused, "computed": computed}
-                for stage, (reused, computed) in self.reused.items()
-            },
-        }
 
 
 def compile_pipeline(
@@ -153,7 +75,7 @@ def compile_pipeline(
     for original in originals.values():
         original.close()
     compiled = Compiled(output, target, choices, trials, notes=tuple(notes))
-    return _write(
+    return write(
         pipeline, compiled, networks, recording, steps, steps_split, cache, options, progress
     )
 
@@ -204,7 +126,7 @@ def _ingest_all(
     if steps:
         progress.stage("running the original pipeline on the samples", 1)
         drawn = split(len(steps), options.seed)
-        recording = recorded(pipeline, originals, _assets(pipeline), steps, drawn, cache)
+        recording = recorded(pipeline, originals, pipeline_assets(pipeline), steps, drawn, cache)
         progress.advance(
             f"{len(drawn.calibration)} calibration, {len(drawn.held_out)} held-out steps"
         )
@@ -231,16 +153,6 @@ def _ingest_all(
     return originals, networks, recording, drawn
 
 
-def _assets(pipeline: Pipeline) -> dict[str, dict[str, bytes]]:
-    return {
-        name: {
-            key: read_asset(text, f"function {name}, asset {key}")
-            for key, text in function.assets.items()
-        }
-        for name, function in pipeline.functions.items()
-    }
-
-
 def _about_emulation(target: Target, progress: Progress) -> list[str]:
     """What a missing emulator keeps from being checked."""
     if target.arch in ("", this_machine().arch) or emulator(target) is not None:
@@ -264,7 +176,7 @@ def _try_all(
 ) -> dict[str, list[Trial]]:
     import joblib
 
-    bounds = {name: _bound(module, options) for name, module in pipeline.modules.items()}
+    bounds = {name: options.bound(module) for name, module in pipeline.modules.items()}
     tried: dict[str, list[Trial]] = {}
     for name, network in networks.items():
         if workshop.target.is_this_machine:
@@ -310,12 +222,6 @@ def _in_parallel(calls: Sequence[Any], jobs: int, progress: Progress) -> list[Tr
     return found
 
 
-def _bound(module: Module, options: Options) -> FidelityBound:
-    if options.fidelity is None:
-        return module.fidelity
-    return module.fidelity.model_copy(update={"cosine_min": options.fidelity})
-
-
 def describe(trial: Trial) -> str:
     """One line about a trial, for people."""
     if trial.status != "ok" or trial.fidelity is None:
@@ -343,128 +249,3 @@ def _fastest(trials: Sequence[Trial]) -> str:
     else:
         figure = "without an estimate"
     return f"fastest that holds: {best.candidate.label}, {figure}"
-
-
-def _write(
-    pipeline: Pipeline,
-    compiled: Compiled,
-    networks: Mapping[str, Network],
-    recording: Recording,
-    steps: Sequence[Mapping[str, Any]],
-    steps_split: Split | None,
-    cache: StageCache,
-    options: Options,
-    progress: Progress,
-) -> Compiled:
-    """Pack under a temporary name, run the packed bundle on the held-out steps, and only then rename."""
-    progress.stage("packing and rehearsing the bundle", 1)
-    held_out = [steps[i] for i in steps_split.held_out] if steps_split else []
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{compiled.bundle.name}.", suffix=".partial", dir=compiled.bundle.parent
-    )
-    os.close(descriptor)
-    partial = Path(name)
-    try:
-        not_rehearsed = _cannot_rehearse(compiled)
-        compiled = replace(
-            compiled,
-            reused={k: (use.reused, use.computed) for k, use in cache.use.items()},
-            notes=(*compiled.notes, *([not_rehearsed] if not_rehearsed else [])),
-        )
-        pack = partial_of(
-            pack_bundle,
-            partial,
-            pipeline,
-            compiled.target,
-            networks=networks,
-            bounds={name: _bound(module, options) for name, module in pipeline.modules.items()},
-            assets=_assets(pipeline),
-            steps=[
-                {k: step[k] for k in pipeline.signals if k in step} for step in held_out[:GOLDENS]
-            ],
-            provenance=_provenance(steps_split, options),
-            created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        )
-        pack(compiled.choices, report=_report(compiled))
-        if not_rehearsed:
-            progress.note(not_rehearsed)
-        else:
-            metric = rehearse(
-                pipeline,
-                partial,
-                held_out,
-                recording.results,
-                elsewhere=not compiled.target.is_this_machine,
-            )
-            compiled = replace(compiled, pipeline_metric=metric)
-            progress.advance("" if metric is None else f"pipeline metric {metric:.4f}")
-        emulated = _emulated(compiled, partial, progress)
-        if emulated is not None:
-            compiled = emulated
-            pack(compiled.choices, report=_report(compiled))
-        os.replace(partial, compiled.bundle)
-    finally:
-        partial.unlink(missing_ok=True)
-    return compiled
-
-
-def _report(compiled: Compiled) -> dict[str, Any]:
-    return compiled.record() | {"bundle": compiled.bundle.name}
-
-
-def _emulated(compiled: Compiled, partial: Path, progress: Progress) -> Compiled | None:
-    """The choices after the target's kind of processor, emulated, has replayed the goldens of all of them.
-
-    None if it cannot: the target's processor is this one's kind, or is not emulated here.
-
-    Raises:
-        FidelityError: if a module diverges there.
-    """
-    target = compiled.target
-    if target.arch == this_machine().arch or (device := emulator(target)) is None:
-        return None
-    if any(c.trial.candidate.backend not in EMULATED for c in compiled.choices.values()):
-        return None
-    progress.stage("replaying the goldens on the emulated processor", 1)
-    verdict = device.verify(partial)
-    if verdict["first_diverging"]:
-        raise FidelityError(
-            f"on {device.describe}, {verdict['first_diverging']} diverges from the original; nothing "
-            "was written"
-        )
-    progress.advance(f"they hold on {device.describe}")
-    choices = {}
-    for name, choice in compiled.choices.items():
-        how = f"goldens replayed by edgemp verify on {device.describe}; {choice.trial.how}"
-        trial = replace(choice.trial, evidence="emulated", how=how)
-        choices[name] = replace(choice, trial=trial)
-    return replace(compiled, choices=choices)
-
-
-def _cannot_rehearse(compiled: Compiled) -> str:
-    """Why the pipeline as a whole cannot run here, or "" if it can."""
-    here = this_machine().arch
-    for name, choice in compiled.choices.items():
-        assert choice.trial.folder is not None
-        artifact = load_artifact(choice.trial.folder)
-        if artifact.arch not in ("any", here):
-            return (
-                f"the pipeline as a whole was not rehearsed: {name}'s artifact is code for "
-                f"{artifact.arch}; run `edgemp verify` on the device"
-            )
-    return ""
-
-
-def _provenance(steps_split: Split | None, options: Options) -> dict[str, Any]:
-    machine = this_machine()
-    return {
-        "tools": tool_versions(),
-        "split": steps_split.record() if steps_split else {"synthetic": True},
-        "seed": options.seed,
-        "compiled_on": {
-            "cpu": machine.cpu,
-            "arch": machine.arch,
-            "os": machine.os,
-            "cores": machine.cores,
-        },
-    }

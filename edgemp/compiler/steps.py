@@ -1,4 +1,4 @@
-"""The pipeline's samples: steps of signal values, checked against what the signals declare."""
+"""What a pipeline brings along: sample steps, checked against its signals, and its functions' assets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from edgemp.errors import EdgempError, InputError, SamplesError
 from edgemp.pipeline import Pipeline
-from edgemp.resolve import find_file, import_callable, is_factory
+from edgemp.resolve import find_file, import_callable, is_factory, read_asset
 from edgemp.samples import load_npz
 from edgemp.tensor import TensorSpec
 
@@ -78,3 +78,14 @@ def _fitted(pipeline: Pipeline, step: Mapping[str, Any], where: str) -> dict[str
             raise SamplesError(f"{where}: {name!r} contains NaN or infinity; remove the sample")
         fitted[name] = value
     return fitted
+
+
+def pipeline_assets(pipeline: Pipeline) -> dict[str, dict[str, bytes]]:
+    """The content of every function's assets, by function and asset name."""
+    return {
+        name: {
+            key: read_asset(text, f"function {name}, asset {key}")
+            for key, text in function.assets.items()
+        }
+        for name, function in pipeline.functions.items()
+    }

@@ -17,7 +17,8 @@ import torch
 
 import edgemp
 from edgemp.bundle import read_bundle
-from edgemp.compiler.compile import Compiled, Options, compile_pipeline
+from edgemp.compiler.compile import compile_pipeline
+from edgemp.compiler.outcome import Compiled, Options
 from edgemp.errors import (
     BudgetError,
     EdgempError,

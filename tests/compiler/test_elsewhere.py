@@ -15,8 +15,8 @@ import edgemp
 from edgemp.backends.base import Estimate
 from edgemp.bundle import read_bundle
 from edgemp.compiler.candidates import Candidate
-from edgemp.compiler.compile import Compiled
 from edgemp.compiler.elsewhere import plan, relative
+from edgemp.compiler.outcome import Compiled
 from edgemp.compiler.trials import Trial
 from edgemp.errors import EdgempError, FidelityError, PlacementError, ToolchainMissing
 from edgemp.fidelity import Fidelity, cosine
