@@ -100,7 +100,9 @@ class Emulator:
             arguments = ["-m", "edgemp.cli.main", "verify", str(seen), "--json"]
             ended = self._finish(arguments, Path(name), (), seconds)
         try:
-            document: dict[str, Any] = json.loads(ended.stdout.replace(str(seen), str(bundle)))
+            document: dict[str, Any] = json.loads(
+                ended.stdout.replace(_quoted(seen), _quoted(bundle))
+            )
         except ValueError:
             raise TrialError(
                 f"{bundle}: edgemp verify crashed on {self.describe}: {_last_lines(ended.stderr)}"
@@ -279,6 +281,11 @@ def _end(process: subprocess.Popen[str]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _quoted(path: Path) -> str:
+    """A path as it stands inside a JSON string."""
+    return json.dumps(str(path))[1:-1]
 
 
 def _last_lines(text: str) -> str:

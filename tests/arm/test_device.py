@@ -43,6 +43,22 @@ def test_a_boards_emulated_processor_has_the_instruction_sets_that_the_target_na
     assert set(target.isa) <= set(said.stdout.split()[1:])
 
 
+def test_an_instruction_that_the_processor_lacks_is_illegal_there() -> None:
+    sdot_v0_v1_v2 = 0x4E829420
+    emulated = needed(device("cortex-a53"))
+    code = (
+        "import ctypes, mmap\n"
+        "page = mmap.mmap(-1, 4096, prot=7)\n"
+        f"page.write(({sdot_v0_v1_v2}).to_bytes(4, 'little') + (0xD65F03C0).to_bytes(4, 'little'))\n"
+        "ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()\n"
+        "print('ran')\n"
+    )
+    ended = emulated.run(["-c", code])
+    assert ended.returncode != 0
+    assert "signal 4 (Illegal instruction)" in ended.stderr
+    assert needed(device("cortex-a76")).run(["-c", code]).stdout == "ran\n"
+
+
 def test_the_device_has_the_engines_in_the_versions_of_this_machine(a76: Emulator) -> None:
     import numpy
     import onnxruntime
