@@ -83,7 +83,9 @@ def _bound(graph: Graph, node: Any, index: int, default: float) -> float | None:
 
 def _gated(graph: Graph, value: str, readers: list[Any]) -> Activation | None:
     """x * sigmoid(x), x * hardsigmoid(x)."""
-    for gate, product in (readers, reversed(readers)):
+    gate: Any
+    product: Any
+    for gate, product in (readers, readers[::-1]):
         if product.op_type != "Mul" or set(product.input) != {value, gate.output[0]}:
             continue
         if graph.only_consumer(gate.output[0]) is not product:

@@ -52,9 +52,11 @@ class TvmBackend(BackendDefaults):
         from edgemp.backends.tvm.graph import Graph
         from edgemp.backends.tvm.prepare import importable
         from edgemp.backends.tvm.selection import select
+        from edgemp.ingest.onnx_file import read_onnx
 
         _compiler()
-        model = onnx.shape_inference.infer_shapes(onnx.load(str(network.model)), data_prop=True)
+        model = read_onnx(network.model, f"tvm, {network.name}")
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         known = importable()
         graph = Graph(model)
         covered = {id(node): kernel.what for kernel in select(graph) for node in kernel.nodes}
@@ -116,9 +118,10 @@ class TvmBackend(BackendDefaults):
         from edgemp.backends.tvm.lower import lower
         from edgemp.backends.tvm.prepare import refuse_unknown
         from edgemp.backends.tvm.toolchain import processor
+        from edgemp.ingest.onnx_file import read_onnx
 
         cpu = processor(target)
-        model = onnx.load(str(network.model))
+        model = read_onnx(network.model, f"tvm, {network.name}")
         refuse_unknown(model)
         _compiler()
         refused = self.place(network, target).refused

@@ -88,7 +88,7 @@ def export(executable: Any, cpu: Processor, folder: Path) -> bytes:
         ToolchainMissing: if zig is not installed.
     """
     path = folder / "model.so"
-    addons = [str(kernels_object(cpu, folder))]
+    addons = [str(kernels_object(cpu))]
 
     def linked(output: str, objects: list[str], **_: Any) -> None:
         link(cpu, Path(output), objects)

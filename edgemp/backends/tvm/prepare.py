@@ -10,6 +10,7 @@ import numpy as np
 
 from edgemp.backends.tvm.graph import attribute
 from edgemp.errors import BackendError, NetworkError, UnsupportedOpError
+from edgemp.ingest.onnx_file import read_onnx
 from edgemp.network import Network
 
 NEWEST_OPSET = 18
@@ -25,7 +26,7 @@ def prepare(network: Network, folder: Path) -> Network:
     """
     import onnx
 
-    model = onnx.load(str(network.model))
+    model = read_onnx(network.model, f"tvm, {network.name}")
     refuse_unknown(model)
     if not network.is_static:
         dynamic = ", ".join(f"{spec.name} {spec}" for spec in network.inputs if not spec.is_static)
@@ -55,7 +56,13 @@ def simplified(model: Any, folder: Path) -> Any:
     options.optimized_model_filepath = str(after)
     options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(str(before), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(
+            str(before),
+            options,
+            providers=["CPUExecutionProvider"],
+            # It would put reshapes between a product and what is added to it.
+            disabled_optimizers=["MatMulAddFusion"],
+        )
         found = onnx.load(str(after))
     except Exception:  # its exceptions share no public base class; an unfolded model is as good
         found = model

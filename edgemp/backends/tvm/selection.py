@@ -103,9 +103,11 @@ def _conv(graph: Graph, node: Any) -> Kernel | None:
     oc, _, kh, kw = w.shape
     sh, sw = attribute(node, "strides", [1, 1])
     dh, dw = attribute(node, "dilations", [1, 1])
-    pads = attribute(node, "pads", [0, 0, 0, 0])
+    top, left, bottom, right = attribute(node, "pads", [0, 0, 0, 0])
     groups = attribute(node, "group", 1)
-    geometry = Convolution(n, ic, ih, iw, oc, kh, kw, sh, sw, dh, dw, *pads, groups=groups)
+    geometry = Convolution(
+        *(n, ic, ih, iw, oc, kh, kw, sh, sw, dh, dw), *(top, left, bottom, right), groups
+    )
     if graph.shape(node.output[0]) != (geometry.n, geometry.oc, geometry.oh, geometry.ow):
         return None
     kernel = Kernel("conv2d", [node], [x], node.output[0], weight=w, bias=bias, geometry=geometry)

@@ -128,8 +128,8 @@ def kernels_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "kernels" / "dense"
 
 
-def kernels_object(cpu: Processor, folder: Path) -> Path:
-    """kernels/dense compiled for `cpu`, as one object file in `folder`, or from the stage cache.
+def kernels_object(cpu: Processor) -> Path:
+    """kernels/dense compiled for `cpu`: one object file in the stage cache.
 
     Raises:
         ToolchainMissing: if zig or the kernels' source is missing.

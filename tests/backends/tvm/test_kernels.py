@@ -1,0 +1,210 @@
+"""Which nodes the kernels take over, that they compute what ONNX defines, and that weights are packed right."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgemp.backends.tvm import TvmBackend
+from edgemp.backends.tvm.graph import Graph
+from edgemp.backends.tvm.packing import Convolution, pack_b
+from edgemp.backends.tvm.selection import Kernel, select
+from edgemp.backends.tvm.toolchain import Tile
+from edgemp.network import Network
+from edgemp.target import load_target
+from kernels.dense import reference
+from tests import networks
+
+pytest.importorskip("tvm", reason="needs TVM: pip install 'edgemp[tvm-compile]'")
+
+HOST = load_target("host")
+TILES = (Tile(8, 48, 16), Tile(4, 24, 8), Tile(8, 12, 4), Tile(4, 8, 4))
+FLOAT = TensorProto.FLOAT
+
+
+def run(model: Any, arrays: dict[str, Any], folder: Path, reasons: Sequence[str]) -> None:
+    """Compile, check which kernels `main` calls, and compare with ONNX's reference implementation."""
+    network = networks.network(model, arrays, folder / "network")
+    backend = TvmBackend()
+    (folder / "built").mkdir()
+    prepared = backend.prepare(network, HOST, "fp32", folder / "built")
+    artifact = backend.compile(prepared, HOST, "fp32")
+    kernels = [n.reason for n in artifact.placement.nodes if n.reason.startswith("edgemp")]
+    assert list(dict.fromkeys(kernels)) == list(reasons)
+    session = backend.open(artifact, HOST)
+    for feed, expected in zip(network.samples.held_out, network.reference, strict=True):
+        found = session.run(feed)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
+    session.close()
+
+
+
+ACTIVATIONS: dict[str, tuple[list[Any], list[Any]]] = {
+    "ReLU": ([helper.make_node("Relu", ["a"], ["y"])], []),
+    "Clip": ([helper.make_node("Clip", ["a", "low", "high"], ["y"])], ["scalars"]),
+    "HardSwish": (
+        [
+            helper.make_node("HardSigmoid", ["a"], ["g"], alpha=1 / 6, beta=0.5),
+            helper.make_node("Mul", ["a", "g"], ["y"]),
+        ],
+        [],
+    ),
+    "SiLU": (
+        [helper.make_node("Sigmoid", ["a"], ["g"]), helper.make_node("Mul", ["g", "a"], ["y"])],
+        [],
+    ),
+    "Sigmoid": ([helper.make_node("Sigmoid", ["a"], ["y"])], []),
+    "HardSigmoid": ([helper.make_node("HardSigmoid", ["a"], ["y"], alpha=0.3, beta=0.4)], []),
+    "LeakyReLU": ([helper.make_node("LeakyRelu", ["a"], ["y"], alpha=0.2)], []),
+    "Tanh": ([helper.make_node("Tanh", ["a"], ["y"])], []),
+    "GELU": (
+        [
+            helper.make_node("Div", ["a", "root2"], ["d"]),
+            helper.make_node("Erf", ["d"], ["e"]),
+            helper.make_node("Add", ["e", "one"], ["f"]),
+            helper.make_node("Mul", ["a", "f"], ["g"]),
+            helper.make_node("Mul", ["g", "half"], ["y"]),
+        ],
+        [],
+    ),
+}
+SCALARS = [
+    numpy_helper.from_array(np.float32(value), name)
+    for name, value in {"low": -0.5, "high": 0.7, "root2": 2**0.5, "one": 1.0, "half": 0.5}.items()
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_after_a_convolution_runs_in_the_same_kernel(
+    activation: str, tmp_path: Path
+) -> None:
+    nodes, _ = ACTIVATIONS[activation]
+    model = networks.model(
+        [helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4, strides=[2, 2]), *nodes],
+        {"x": (FLOAT, [1, 5, 11, 13])},
+        {"y": (FLOAT, [1, 7, 6, 7])},
+        [networks.weight("w", 7, 5, 3, 3), *SCALARS],
+    )
+    arrays = {"x": networks.samples(2, (1, 5, 11, 13))}
+    run(model, arrays, tmp_path, [f"edgemp conv2d + {activation}"])
+
+
+def test_bias_residual_and_activation_join_a_matrix_product(tmp_path: Path) -> None:
+    model = networks.model(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["a"]),
+            helper.make_node("Add", ["b", "a"], ["c"]),
+            helper.make_node("Add", ["c", "x"], ["d"]),
+            helper.make_node("Relu", ["d"], ["y"]),
+        ],
+        {"x": (FLOAT, [2, 9, 64])},
+        {"y": (FLOAT, [2, 9, 64])},
+        [networks.weight("w", 64, 64), networks.weight("b", 64)],
+    )
+    arrays = {"x": networks.samples(2, (2, 9, 64))}
+    run(model, arrays, tmp_path, ["edgemp gemm + bias + residual + ReLU"])
+
+
+def test_two_convolutions_that_are_added_each_keep_their_kernel(tmp_path: Path) -> None:
+    model = networks.model(
+        [
+            helper.make_node("Conv", ["x", "w1"], ["a"]),
+            helper.make_node("Conv", ["x", "w2"], ["b"]),
+            helper.make_node("Add", ["a", "b"], ["y"]),
+        ],
+        {"x": (FLOAT, [1, 4, 9, 9])},
+        {"y": (FLOAT, [1, 6, 7, 7])},
+        [networks.weight("w1", 6, 4, 3, 3), networks.weight("w2", 6, 4, 3, 3, seed=1)],
+    )
+    arrays = {"x": networks.samples(2, (1, 4, 9, 9))}
+    run(model, arrays, tmp_path, ["edgemp conv2d", "edgemp conv2d + residual"])
+
+
+def test_transpositions_and_the_scale_of_attention_become_strides(tmp_path: Path) -> None:
+    split = numpy_helper.from_array(np.asarray([1, 10, 4, 8], np.int64), "split")
+    join = numpy_helper.from_array(np.asarray([1, 10, 32], np.int64), "join")
+    nodes = []
+    for name, perm in {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}.items():
+        nodes += [
+            helper.make_node("MatMul", ["x", f"w{name}"], [f"{name}0"]),
+            helper.make_node("Reshape", [f"{name}0", "split"], [f"{name}1"]),
+            helper.make_node("Transpose", [f"{name}1"], [name], perm=perm),
+        ]
+    nodes += [
+        helper.make_node("MatMul", ["q", "k"], ["s"]),
+        helper.make_node("Mul", ["s", "half"], ["t"]),
+        helper.make_node("Softmax", ["t"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["o"]),
+        helper.make_node("Transpose", ["o"], ["r"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["r", "join"], ["y"]),
+    ]
+    weights = [networks.weight(f"w{name}", 32, 32) for name in "qkv"]
+    model = networks.model(
+        nodes,
+        {"x": (FLOAT, [1, 10, 32])},
+        {"y": (FLOAT, [1, 10, 32])},
+        [*weights, split, join, *SCALARS],
+    )
+    shaped = Graph(onnx.shape_inference.infer_shapes(model))
+    products = [kernel for kernel in select(shaped) if kernel.kind == "matmul"]
+    covered = [node.op_type for kernel in products for node in kernel.nodes]
+    assert sorted(covered) == ["MatMul", "MatMul", "Mul", *["Transpose"] * 4]
+    arrays = {"x": networks.samples(2, (1, 10, 32))}
+    run(model, arrays, tmp_path, ["edgemp gemm", "edgemp matmul", "edgemp softmax"])
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_packed_weights_and_units_are_those_of_the_kernels_own_reference(tile: Tile) -> None:
+    random = np.random.default_rng(0)
+    b = random.standard_normal((7, 53)).astype(np.float32)
+    np.testing.assert_array_equal(pack_b(b, tile), reference.pack_b(b, tile))
+    sizes = [(6, 9, 3, 1, 1), (16, 24, 1, 1, 1), (24, 24, 3, 2, 24), (8, 12, 3, 1, 4)]
+    for (ic, oc, kernel, stride, groups), side in itertools.product(sizes, (1, 7, 20)):
+        pad = kernel // 2
+        values = (1, ic, side, side, oc, kernel, kernel, stride, stride, 1, 1, *[pad] * 4, groups)
+        ours, theirs = Convolution(*values), reference.Geometry(*values)
+        w = random.standard_normal((oc, ic // groups, kernel, kernel)).astype(np.float32)
+        np.testing.assert_array_equal(ours.pack(w, tile), reference.pack_conv(w, theirs, tile))
+        assert ours.units(tile) == reference.conv_units(theirs, tile)
+
+
+def one(make: Callable[[], Any]) -> list[Kernel]:
+    return select(Graph(onnx.shape_inference.infer_shapes(make())))
+
+
+def test_a_value_that_something_else_reads_is_not_swallowed_by_a_kernel() -> None:
+    def make() -> Any:
+        return networks.model(
+            [
+                helper.make_node("Conv", ["x", "w"], ["a"]),
+                helper.make_node("Relu", ["a"], ["y"]),
+            ],
+            {"x": (FLOAT, [1, 2, 5, 5])},
+            {"y": (FLOAT, [1, 3, 3, 3]), "a": (FLOAT, [1, 3, 3, 3])},
+            [networks.weight("w", 3, 2, 3, 3)],
+        )
+
+    (kernel,) = one(make)
+    assert kernel.what == "edgemp conv2d"
+    assert kernel.output == "a"
+
+
+def test_place_gives_a_verdict_per_node_and_names_the_kernel(tmp_path: Path) -> None:
+    arrays = {"x": networks.samples(2, (1, 3, 16, 16))}
+    network: Network = networks.network(networks.conv_model(), arrays, tmp_path)
+    placed = TvmBackend().place(network, HOST)
+    assert {node.node: node.reason for node in placed.nodes} == {
+        "conv_1": "edgemp conv2d + ReLU",
+        "relu_1": "edgemp conv2d + ReLU",
+        "conv_2": "edgemp conv2d",
+        "pool": "generated schedule",
+        "flatten": "generated schedule",
+    }
