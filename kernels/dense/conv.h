@@ -73,6 +73,32 @@ void pack_conv(const float* w, const Geometry& g, float* packed) {
     }
 }
 
+// Both write whole vectors, so up to Lanes - 1 floats behind the end are lost: rows are written in
+// order, and the last one has room behind it.
+template <class S>
+EDGEMP_INLINE void zeros(int64_t n, float* to) {
+  for (int64_t i = 0; i < n; i += S::Lanes) S::store(to + i, S::zero());
+}
+
+// to[0, a) = 0, to[a + i] = from[i * step] up to b, to[b, length) = 0
+template <class S>
+EDGEMP_INLINE void strided_row(const float* from, int64_t step, int64_t a, int64_t b,
+                               int64_t length, float* to) {
+  if (a > 0) zeros<S>(smaller(a, length), to);
+  if (a >= length) return;
+  int64_t i = a;
+  if (step == 1) {
+    for (; i + S::Lanes <= b; i += S::Lanes, from += S::Lanes) S::store(to + i, S::load(from));
+    if (i < b) S::store(to + i, S::load(from, S::mask(b - i)));
+  } else if (step == 2) {
+    for (; i < b; i += S::Lanes, from += 2 * S::Lanes)
+      S::store(to + i, S::evens(from, smaller(S::Lanes, b - i)));
+  } else {
+    for (; i < b; ++i, from += step) to[i] = *from;
+  }
+  if (b < length) zeros<S>(length - b, to + b);
+}
+
 // A run of output pixels of one panel that lie in one output row.
 struct Run {
   int64_t at, row, column, length;
@@ -135,23 +161,14 @@ struct Patches {
     const int64_t to = room <= 0 ? 0 : g.sw == 1 ? room : ceil_div(room, g.sw);
     for (int r = 0; r < count; ++r) {
       const Run& run = runs[r];
-      float* out = panel + run.at;
       const int64_t row = run.row * g.sh + top;
-      int64_t a = larger(0, from - run.column), b = smaller(run.length, to - run.column);
-      if (row < 0 || row >= g.ih || b <= a) a = b = run.length;
-      for (int64_t i = 0; i < a; ++i) out[i] = 0.0f;
-      if (a < b) {
-        const float* in = x + row * g.iw + left + (run.column + a) * g.sw;
-        if (g.sw == 1)
-          for (int64_t i = a; i < b; ++i) out[i] = in[i - a];
-        else if (g.sw == 2)
-          for (int64_t i = a; i < b; ++i) out[i] = in[2 * (i - a)];
-        else
-          for (int64_t i = a; i < b; ++i) out[i] = in[g.sw * (i - a)];
-      }
-      for (int64_t i = b; i < run.length; ++i) out[i] = 0.0f;
+      const bool inside = row >= 0 && row < g.ih;
+      const int64_t a = inside ? larger(0, from - run.column) : run.length;
+      const int64_t b = larger(a, smaller(run.length, to - run.column));
+      strided_row<S>(x + row * g.iw + left + (run.column + a) * g.sw, g.sw, a, b, run.length,
+                     panel + run.at);
     }
-    for (int64_t i = columns; i < Width; ++i) panel[i] = 0.0f;
+    zeros<S>(Width - columns, panel + columns);
   }
 };
 
@@ -188,7 +205,7 @@ template <class S>
 void conv_pixel_vectors(const ConvCall& c, const Geometry& g, const Finish& finish, int64_t u0,
                         int64_t u1) {
   constexpr int Width = Tile<S>::Width;
-  alignas(64) float patches[S::Depth * Width];
+  alignas(64) float patches[S::Depth * Width + S::Lanes];
   const ConvUnits<S> units(g);
   const int64_t pixels = g.pixels(), depth = g.depth(), plane = g.ih * g.iw;
   for (int64_t u = u0; u < u1;) {

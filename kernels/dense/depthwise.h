@@ -9,7 +9,7 @@ namespace edgemp {
 // every tap of every stride and dilation reads consecutive floats.
 template <class S>
 struct Strip {
-  static constexpr int64_t Room = 8192, MostTaps = 128;
+  static constexpr int64_t Room = 8192, MostTaps = 128, MostStride = 16;
   int64_t columns, rows, pitch, out_rows;
 
   // Output columns and rows per strip; rows is 0 when not even one output row fits.
@@ -19,7 +19,7 @@ struct Strip {
     // vectors may read past the last column of a row, never past the copy
     pitch = ceil_div(columns, S::Lanes) * S::Lanes + (g.kw - 1) * g.dw / g.sw + 1;
     const int64_t fit = Room / (pitch * g.sw);
-    out_rows = fit < reach || g.kh * g.kw > MostTaps
+    out_rows = fit < reach || g.kh * g.kw > MostTaps || g.sw > MostStride
                    ? 0
                    : smaller(g.oh(), (fit - reach) / g.sh + 1);
     rows = (out_rows - 1) * g.sh + reach;
@@ -35,10 +35,13 @@ struct Depthwise {
   const Strip<S> strip;
   int64_t taps;
   int64_t offset[Strip<S>::MostTaps];
+  int64_t height, width;
+  int64_t from[Strip<S>::MostStride], to[Strip<S>::MostStride];
   alignas(64) float copy[Strip<S>::Room + S::Lanes];
 
   Depthwise(const ConvCall& call_, const Geometry& g_, const Finish& finish_)
-      : call(call_), g(g_), finish(finish_), strip(g_), taps(g_.kh * g_.kw) {
+      : call(call_), g(g_), finish(finish_), strip(g_), taps(g_.kh * g_.kw), height(g_.oh()),
+        width(g_.ow()) {
     if (!strip.out_rows) return;
     for (int64_t t = 0; t < taps; ++t) {
       const int64_t column = t % g.kw * g.dw;
@@ -48,7 +51,7 @@ struct Depthwise {
 
   // One output channel of one image.
   void channel(int64_t image, int64_t c) {
-    const int64_t in = c / g.group_out(), height = g.oh(), width = g.ow();
+    const int64_t in = c / g.group_out();
     const float* x = call.x + (image * g.ic + in) * g.ih * g.iw;
     const int64_t plane = (image * g.oc + c) * height * width;
     const float* w = call.w + c * taps;
@@ -62,8 +65,8 @@ struct Depthwise {
           const int64_t rows = smaller(strip.out_rows, height - r);
           const int64_t columns = smaller(strip.columns, width - q);
           const int64_t at = plane + r * width + q;
-          if (g.kh == 3 && g.kw == 3)
-            compute<9>(w, bias, rows, columns, at);
+          if (g.kh == 3 && g.kw == 3 && g.sh <= 2)
+            g.sh == 1 ? three<1>(w, bias, rows, columns, at) : three<2>(w, bias, rows, columns, at);
           else if (g.kh == 5 && g.kw == 5)
             compute<25>(w, bias, rows, columns, at);
           else
@@ -78,32 +81,25 @@ struct Depthwise {
  private:
   void fill(const float* x, int64_t top, int64_t left) {
     float* out = copy;
+    for (int64_t phase = 0; phase < g.sw; ++phase) {
+      const int64_t first = left + phase;
+      from[phase] = first >= 0 ? 0 : smaller(strip.pitch, ceil_div(-first, g.sw));
+      to[phase] = first < g.iw ? smaller(strip.pitch, ceil_div(g.iw - first, g.sw)) : 0;
+    }
     for (int64_t r = 0; r < strip.rows; ++r) {
       const int64_t row = top + r;
       const bool inside = row >= 0 && row < g.ih;
       for (int64_t phase = 0; phase < g.sw; ++phase, out += strip.pitch) {
-        const int64_t first = left + phase;
-        const int64_t from = first >= 0 ? 0 : smaller(strip.pitch, ceil_div(-first, g.sw));
-        const int64_t room = inside && first < g.iw ? ceil_div(g.iw - first, g.sw) : 0;
-        const int64_t to = larger(from, smaller(strip.pitch, room));
-        for (int64_t i = 0; i < from; ++i) out[i] = 0.0f;
-        if (from < to) {
-          const float* in = x + row * g.iw + first + from * g.sw;
-          if (g.sw == 1)
-            for (int64_t i = from; i < to; ++i) out[i] = in[i - from];
-          else if (g.sw == 2)
-            for (int64_t i = from; i < to; ++i) out[i] = in[2 * (i - from)];
-          else
-            for (int64_t i = from; i < to; ++i) out[i] = in[g.sw * (i - from)];
-        }
-        for (int64_t i = to; i < strip.pitch; ++i) out[i] = 0.0f;
+        const int64_t a = inside ? from[phase] : strip.pitch;
+        strided_row<S>(x + row * g.iw + left + phase + a * g.sw, g.sw, a, larger(a, to[phase]),
+                       strip.pitch, out);
       }
     }
   }
 
   template <int Taps>
   void compute(const float* w, float bias, int64_t rows, int64_t columns, int64_t at) const {
-    const int64_t step = g.sh * g.sw * strip.pitch, width = g.ow();
+    const int64_t step = g.sh * g.sw * strip.pitch;
     for (int64_t c = 0; c < columns; c += S::Lanes) {
       const auto mask = S::mask(columns - c);
       int64_t r = 0;
@@ -114,33 +110,78 @@ struct Depthwise {
     }
   }
 
-  // R output rows, one vector wide.
-  template <int Taps, int R>
-  EDGEMP_INLINE void block(const float* w, float bias, const float* in, int64_t step, int64_t at,
-                           typename S::Mask mask) const {
-    const int64_t width = g.ow();
-    Reg acc[R];
+  template <int Stride>
+  void three(const float* w, float bias, int64_t rows, int64_t columns, int64_t at) const {
+    for (int64_t c = 0; c < columns; c += S::Lanes) {
+      const auto mask = S::mask(columns - c);
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4) three_block<Stride, 4>(w, bias, r, c, at, mask);
+      for (; r + 2 <= rows; r += 2) three_block<Stride, 2>(w, bias, r, c, at, mask);
+      if (r < rows) three_block<Stride, 1>(w, bias, r, c, at, mask);
+    }
+  }
+
+  // 3 x 3 over R output rows: an input row is loaded once for all output rows that it touches.
+  template <int Stride, int R>
+  EDGEMP_INLINE void three_block(const float* w, float bias, int64_t row, int64_t column,
+                                 int64_t at, typename S::Mask mask) const {
+    Reg acc[R], weight[9];
+    begin<R>(acc, bias, at + row * width + column, mask);
+    for (int t = 0; t < 9; ++t) weight[t] = S::set(w[t]);
+    const int64_t pitch = g.sw * strip.pitch;
+    const float* in = copy + row * Stride * pitch + column;
+    if (g.dh == 1) {
+      for (int i = 0; i < (R - 1) * Stride + 3; ++i)
+        for (int j = 0; j < 3; ++j) {
+          const Reg x = S::load(in + i * pitch + offset[j]);
+          for (int r = 0; r < R; ++r)
+            if (i >= r * Stride && i < r * Stride + 3)
+              acc[r] = S::fma(weight[(i - r * Stride) * 3 + j], x, acc[r]);
+        }
+    } else {
+      for (int t = 0; t < 9; ++t)
+        for (int r = 0; r < R; ++r)
+          acc[r] = S::fma(weight[t], S::load(in + r * Stride * pitch + offset[t]), acc[r]);
+    }
+    end<R>(acc, at + row * width + column, mask);
+  }
+
+  template <int R>
+  EDGEMP_INLINE void begin(Reg* acc, float bias, int64_t at, typename S::Mask mask) const {
     for (int r = 0; r < R; ++r) acc[r] = S::set(bias);
     if (call.residual)
       for (int r = 0; r < R; ++r)
         acc[r] = S::add(acc[r], S::load(call.residual + at + r * width, mask));
-    const int64_t count = Taps ? Taps : taps;
-    for (int64_t t = 0; t < count; ++t) {
-      const Reg weight = S::set(w[t]);
-      const float* p = in + offset[t];
-      for (int r = 0; r < R; ++r) acc[r] = S::fma(weight, S::load(p + r * step), acc[r]);
-    }
+  }
+
+  template <int R>
+  EDGEMP_INLINE void end(Reg* acc, int64_t at, typename S::Mask mask) const {
     for (int r = 0; r < R; ++r) {
       if (finish.clips) acc[r] = Math<S>::clip(acc[r], finish.low, finish.high);
       S::store(call.y + at + r * width, acc[r], mask);
     }
   }
 
+  // R output rows, one vector wide.
+  template <int Taps, int R>
+  EDGEMP_INLINE void block(const float* w, float bias, const float* in, int64_t step, int64_t at,
+                           typename S::Mask mask) const {
+    Reg acc[R];
+    begin<R>(acc, bias, at, mask);
+    const int64_t count = Taps ? Taps : taps;
+    for (int64_t t = 0; t < count; ++t) {
+      const Reg weight = S::set(w[t]);
+      const float* p = in + offset[t];
+      for (int r = 0; r < R; ++r) acc[r] = S::fma(weight, S::load(p + r * step), acc[r]);
+    }
+    end<R>(acc, at, mask);
+  }
+
   // Windows too large for the copy: right, not fast.
   void plainly(const float* x, const float* w, float bias, int64_t plane) const {
-    for (int64_t r = 0; r < g.oh(); ++r)
-      for (int64_t q = 0; q < g.ow(); ++q) {
-        const int64_t at = plane + r * g.ow() + q;
+    for (int64_t r = 0; r < height; ++r)
+      for (int64_t q = 0; q < width; ++q) {
+        const int64_t at = plane + r * width + q;
         float sum = bias + (call.residual ? call.residual[at] : 0.0f);
         for (int64_t t = 0; t < taps; ++t) {
           const int64_t row = r * g.sh - g.pt + t / g.kw * g.dh;

@@ -2,6 +2,7 @@
 //
 // Each struct offers the same static functions on `Reg` (Lanes floats). `Mask` selects the first n
 // lanes; masked loads read nothing, and masked stores write nothing, outside of them.
+// evens(p, n) is p[0], p[2], ... for n lanes and 0 beyond, and reads nothing behind the last of them.
 // maximum/minimum return their second operand when either is NaN, so `maximum(low, x)` keeps a NaN.
 // Rows x Vectors is the register tile of the matrix kernels: accumulators + one row of vectors +
 // one broadcast must fit the register file.
@@ -54,6 +55,13 @@ struct Simd {
   // a * 2^n for whole n, right into overflow and the subnormal numbers
   static EDGEMP_INLINE Reg scale(Reg a, Reg n) { return _mm512_scalef_ps(a, n); }
   static EDGEMP_INLINE float sum(Reg a) { return _mm512_reduce_add_ps(a); }
+  static EDGEMP_INLINE Reg evens(const float* p, int64_t n) {
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const int64_t last = 2 * n - 1;
+    const Reg low = load(p, mask(last));
+    return _mm512_permutex2var_ps(low, even, last > 16 ? load(p + 16, mask(last - 16)) : zero());
+  }
 };
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -91,6 +99,12 @@ struct Simd {
     alignas(32) float lane[8];
     store(lane, a);
     return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+  }
+  static EDGEMP_INLINE Reg evens(const float* p, int64_t n) {
+    const int64_t last = 2 * n - 1;
+    const Reg low = load(p, mask(last)), high = last > 8 ? load(p + 8, mask(last - 8)) : zero();
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(low, high, 0x88));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
   }
 };
 
@@ -133,6 +147,15 @@ struct Simd {
     return mul(mul(a, power_of_two(half)), power_of_two(vsubq_s32(whole, half)));
   }
   static EDGEMP_INLINE float sum(Reg a) { return vaddvq_f32(a); }
+  static EDGEMP_INLINE Reg evens(const float* p, int64_t n) {
+    if (n >= 4) {
+      const Reg tail = vld1q_f32(p + 3);
+      return vuzp1q_f32(vld1q_f32(p), vextq_f32(tail, tail, 1));
+    }
+    float lane[4] = {};
+    for (int64_t i = 0; i < n; ++i) lane[i] = p[2 * i];
+    return vld1q_f32(lane);
+  }
 };
 
 #else
@@ -192,6 +215,9 @@ struct Simd {
   }
   static EDGEMP_INLINE float sum(Reg a) {
     return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]);
+  }
+  static EDGEMP_INLINE Reg evens(const float* p, int64_t n) {
+    return each([=](int i) { return i < n ? p[2 * i] : 0.0f; });
   }
 };
 
