@@ -106,7 +106,7 @@ class CambriconMluBackend(BackendDefaults):
         import onnxruntime
 
         from edgemp_cambricon_mlu import on_chip, operators
-        from edgemp_cambricon_mlu.package import GOLDENS, package_files
+        from edgemp_cambricon_mlu.package import golden_count, package_files
 
         model = _read(network)
         placement = operators.place(model)
@@ -118,6 +118,7 @@ class CambriconMluBackend(BackendDefaults):
         ranges = _ranges(network) if precision == "int8" else None
         fits, untold = on_chip.report(model, target, precision)
         drawn = not network.samples.held_out
+        files = package_files(network, model, target, precision, ranges)
         unchecked = [
             "the build itself: MagicMind's parser and builder were not run, and nothing was run on an MLU",
             f"that MagicMind's parser reads ONNX opset {_opset(model)}",
@@ -134,7 +135,7 @@ class CambriconMluBackend(BackendDefaults):
             "to take",
             "all shapes are fixed",
             *fits,
-            f"{GOLDENS} goldens: "
+            f"{golden_count(files)} goldens: "
             + (
                 "drawn inputs and what the float network makes of them"
                 if drawn
@@ -149,7 +150,7 @@ class CambriconMluBackend(BackendDefaults):
         return BuildPackage(
             backend=self.name,
             precision=precision,
-            files=package_files(network, model, target, precision, ranges),
+            files=files,
             inputs=network.inputs,
             outputs=network.outputs,
             checked=tuple(checked),

@@ -140,6 +140,17 @@ def test_goldens_are_drawn_and_legal_where_there_are_no_samples(
     assert any("drawn inputs" in sentence for sentence in package.checked)
 
 
+def test_large_inputs_give_one_golden_and_small_ones_two(
+    backend: Backend, conv: Network, x4: Target, tmp_path: Path
+) -> None:
+    large = networks.single("Relu", [1, 16, 256, 256], out=[1, 16, 256, 256])
+    network = networks.network(large, tmp_path / "large")
+    for given, count in ((network, 1), (conv, 2)):
+        package = packed(backend, given, x4, "fp32", tmp_path)
+        assert json.loads(package.files["io.json"])["goldens"] == count
+        assert any(sentence.startswith(f"{count} goldens") for sentence in package.checked)
+
+
 def run_build(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "build.py", *arguments],
