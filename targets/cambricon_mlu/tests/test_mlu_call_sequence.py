@@ -6,6 +6,9 @@ or an MLU: the stand-in computes with ONNX Runtime.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -173,3 +176,20 @@ def test_finishing_a_package_gives_the_artifact_that_compiling_there_gives(
     package = backend.defer(prepared, x4, "int8")
     request.getfixturevalue("standin")
     assert backend.finish(package, x4) == backend.compile(prepared, x4, "int8")
+
+
+def test_the_session_half_keeps_the_contract_too_over_the_stand_in(tmp_path: Path) -> None:
+    """The conformance kit once more, in a process where `magicmind` is the stand-in."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not precision"]
+        + [str(here / "test_mlu_conformance.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(here / "standin")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "opens on the device only" not in done.stdout
