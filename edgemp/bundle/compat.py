@@ -19,10 +19,12 @@ def check_runnable(
     machine: Machine | None = None,
     backends: Collection[str] | None = None,
     any_machine: bool = False,
+    functions: bool = True,
 ) -> None:
     """Return if this machine has what the bundle needs; `machine` and `backends` stand in for it.
 
-    With `any_machine`, another architecture or operating system is no reason to refuse.
+    With `any_machine`, another architecture or operating system is no reason to refuse; without
+    `functions`, only the modules are going to run, and the application's functions need not be there.
 
     Importing the pipeline's functions runs their modules' top-level code.
 
@@ -40,7 +42,7 @@ def check_runnable(
             )
     if not any_machine:
         _check_target(bundle, machine or this_machine())
-    for name, function in bundle.pipeline.functions.items():
+    for name, function in bundle.pipeline.functions.items() if functions else ():
         import_callable(function.function, f"{bundle.path}: function {name!r}")
 
 

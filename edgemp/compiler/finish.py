@@ -83,7 +83,7 @@ def finish_bundle(
     left = bundle.manifest.deferred()
     if not left:
         raise EdgempError(f"{path}: is ready; there is nothing to finish")
-    check_runnable(bundle)
+    check_runnable(bundle, functions=False)
     limits = limits or Limits(
         seconds=3600.0, memory_bytes=int((this_machine().memory_bytes or (8 << 30)) * 0.7)
     )
