@@ -181,9 +181,9 @@ def test_finishing_a_package_gives_the_artifact_that_compiling_there_gives(
 def test_the_session_half_keeps_the_contract_too_over_the_stand_in(tmp_path: Path) -> None:
     """The conformance kit once more, in a process where `magicmind` is the stand-in."""
     here = Path(__file__).parent
+    options = ["-q", "-p", "no:cacheprovider", "-k", "not precision"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not precision"]
-        + [str(here / "test_mlu_conformance.py")],
+        [sys.executable, "-m", "pytest", *options, str(here / "test_mlu_conformance.py")],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(here / "standin")},
         capture_output=True,
