@@ -143,9 +143,11 @@ def _compiler() -> None:
         ToolchainMissing: if it is not installed.
         BackendError: if this process has loaded TVM's runtime alone.
     """
+    from edgemp.backends.tvm.session import without_torch
+
     try:
-        import tvm
-        from tvm import base
+        with without_torch():
+            from tvm import base
     except Exception as error:  # a broken installation may fail in any way
         raise ToolchainMissing(f"{error}; {INSTALL}") from None
     if base._RUNTIME_ONLY:
@@ -153,4 +155,3 @@ def _compiler() -> None:
             "this process has loaded TVM's runtime without its compiler (it opened an artifact first, "
             "or TVM_USE_RUNTIME_LIB is set); compile in another process"
         )
-    assert tvm

@@ -7,7 +7,10 @@ import struct
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -40,11 +43,25 @@ def runtime() -> Any:
             os.environ.setdefault("TVM_BIND_THREADS", "0")
             os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
         try:
-            import tvm
-            import tvm.runtime.vm
+            with without_torch():
+                import tvm
+                import tvm.runtime.vm
         except Exception as error:  # a broken installation may fail in any way
             raise ToolchainMissing(f"{error}; pip install 'edgemp[tvm]'") from None
     return tvm
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Hide torch while tvm_ffi is imported: it would import it, for seconds, to exchange tensors with it."""
+    if "torch" in sys.modules or "tvm_ffi" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def check_library(content: bytes, arch: str) -> None:
@@ -134,6 +151,28 @@ class TvmSession:
     def profile(self) -> Placement:
         """What the compiled `main` calls, as recorded when it was compiled."""
         return self._placement
+
+    def operators(self, inputs: Feed) -> list[tuple[str, float]]:
+        """Name and milliseconds of every function that one inference calls, in order.
+
+        The virtual machine calls back to Python around each, so that the sum exceeds `run`.
+        """
+        times: list[tuple[str, float]] = []
+        started = [0]
+
+        def around(_: Any, name: str, before: bool, *__: Any) -> int:
+            if before:
+                started[0] = perf_counter_ns()
+            else:
+                times.append((str(name), (perf_counter_ns() - started[0]) / 1e6))
+            return 0
+
+        self._machine.set_instrument(around)
+        try:
+            self.run(inputs)
+        finally:
+            self._machine.set_instrument(lambda *_: 0)
+        return times
 
     def close(self) -> None:
         self._closed = True

@@ -49,7 +49,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Network]:
 
 
 def test_importing_the_backend_imports_no_engine() -> None:
-    code = "import sys, edgemp.backends.tvm as b; b.TvmBackend().probe(); print('tvm' in sys.modules)"
+    code = (
+        "import sys, edgemp.backends.tvm as b; b.TvmBackend().probe(); print('tvm' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -136,7 +138,7 @@ def test_a_damaged_library_is_refused_before_the_dynamic_linker_sees_it(
 ) -> None:
     content = DAMAGE[damage](host[0].files["model.so"])
     check_library(host[0].files["model.so"], "x86_64")
-    with pytest.raises(BackendError, match="tvm cannot load the network: model.so .*"):
+    with pytest.raises(BackendError, match="tvm cannot load the network: model\.so .*"):
         TvmBackend().open(replace(host[0], files={"model.so": content}), HOST)
 
 

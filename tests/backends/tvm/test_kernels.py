@@ -1,4 +1,4 @@
-"""Which nodes the kernels take over, that they compute what ONNX defines, and that weights are packed right."""
+"""Which nodes the kernels take over, what they compute, and how their weights are packed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ def run(model: Any, arrays: dict[str, Any], folder: Path, reasons: Sequence[str]
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
     session.close()
-
 
 
 ACTIVATIONS: dict[str, tuple[list[Any], list[Any]]] = {
