@@ -315,12 +315,20 @@ class TensorRtBackend(NvidiaBackend):
 
 
 def named(source: Path | bytes) -> Any:
-    """A model (with its external data) in which every node has a name of its own."""
+    """A model (with its external data) in which every node has a name of its own.
+
+    Dynamic dimensions of inputs lose names such as "?" or "-1": the builder takes dimensions of one name
+    to be equal, and Paddle's exporter calls all of them alike.
+    """
     import onnx
 
     from edgemp.backends.tensorrt.half import with_names
 
     model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source))
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param") and not dim.dim_param.isidentifier():
+                dim.ClearField("dim_param")
     return with_names(model)
 
 

@@ -98,10 +98,8 @@ def to_half(model: Any, largest: Mapping[str, float] | None = None) -> Typed:
     _keep_output_types(graph, state)
     del graph.node[:]
     graph.node.extend(state.nodes)
-    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    weights = [
-        t for t in [*graph.initializer, *state.added.values()] if t.name in used | _inner(graph)
-    ]
+    used = _outer_names(graph)
+    weights = [t for t in [*graph.initializer, *state.added.values()] if t.name in used]
     del graph.initializer[:]
     graph.initializer.extend(weights)
     del graph.value_info[:]

@@ -14,6 +14,7 @@ from edgemp.backends.tensorrt.quantized import (
     at_opset,
     calibrate,
     largest_values,
+    quiet,
     sites,
 )
 from edgemp.errors import BackendError
@@ -71,9 +72,11 @@ def typed(network: Network, precision: str, folder: Path) -> Network:
                 "by constant weights"
             )
         ranges = calibrate(model, network, [site.activation for site in found])
-        model = add_pairs(model, found, ranges, precision)
+        chosen = quiet(found, ranges) if precision == "int8" else found
+        model = add_pairs(model, chosen, ranges, precision)
         largest = dict(ranges.largest)
-        facts["quantized_nodes"] = len(found)
+        facts["quantized_nodes"] = len(chosen)
+        facts["too_noisy_nodes"] = [s.node.name for s in found if s not in chosen]
     result = to_half(model, largest)
     facts["half_nodes"] = len(result.half)
     facts["float_nodes"] = dict(result.kept)

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemp.backends.tensorrt.precision import offered, typed
-from edgemp.backends.tensorrt.quantized import half_scale, largest_values, sites
+from edgemp.backends.tensorrt.quantized import calibrate, half_scale, largest_values, sites
 from edgemp.errors import BackendError
 from edgemp.network import Network
 from edgemp.samples import Samples
@@ -71,18 +71,32 @@ def test_scales_are_exact_in_float16_and_never_clip() -> None:
     assert half_scale(np.float32(0.0), "int8") > 0
 
 
-def test_an_outlier_is_clipped_where_that_loses_less(conv: Network, tmp_path: Path) -> None:
-    def scale_of(network: Network, folder: str) -> float:
-        model = prepared(network, "int8", tmp_path / folder)
-        found = next(t for t in model.graph.initializer if t.name.startswith("x__scale"))
-        return float(numpy_helper.to_array(found))
-
-    plain = scale_of(conv, "plain")
+def with_outlier(conv: Network, value: float) -> Network:
     spiked = [{"x": feed["x"].copy()} for feed in conv.samples.calibration]
-    spiked[0]["x"][0, 0, 0, 0] = 12.0
-    outlier = replace(conv, samples=replace(conv.samples, calibration=tuple(spiked)))
-    assert scale_of(outlier, "outlier") < 12.0 / 127
-    assert scale_of(outlier, "outlier") > plain
+    spiked[0]["x"][0, 0, 0, 0] = value
+    return replace(conv, samples=replace(conv.samples, calibration=tuple(spiked)))
+
+
+def test_an_outlier_is_clipped_where_that_loses_less(conv: Network) -> None:
+    plain = calibrate(networks.conv_model(), conv, ["x"])
+    spiked = calibrate(networks.conv_model(), with_outlier(conv, 12.0), ["x"])
+    assert spiked.largest["x"] == 12.0
+    assert plain.clip["x"] < spiked.clip["x"] < 12.0
+    assert plain.noise["x"] < spiked.noise["x"]
+
+
+def test_a_node_whose_input_int8_would_drown_in_noise_stays_half(
+    conv: Network, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("quiet", "noisy")]
+    for folder in folders:
+        folder.mkdir()
+    assert typed(conv, "int8", folders[0]).facts["too_noisy_nodes"] == []
+    noisy = typed(with_outlier(conv, 60.0), "int8", folders[1])
+    assert noisy.facts["too_noisy_nodes"] == ["conv_1"]
+    assert noisy.facts["quantized_nodes"] == 1
+    model = onnx.load(str(noisy.model))
+    assert {n.name for n in model.graph.node if n.op_type == "QuantizeLinear"} == {"quantize__b"}
 
 
 def test_held_out_samples_never_calibrate(conv: Network, tmp_path: Path) -> None:
