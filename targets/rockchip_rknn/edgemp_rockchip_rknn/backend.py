@@ -72,9 +72,7 @@ class RockchipBackend(BackendDefaults):
 
     def place(self, network: Network, target: Target) -> Placement:
         """Every node's unit, from a trial build in fp16."""
-        import onnx
-
-        model = onnx.load(str(network.model))
+        model = _load(network)
         names = node_names(model)
         ops = [node.op_type for node in model.graph.node]
         refused = {node.name: f"no ONNX operator: {node.domain}" for node in foreign_nodes(model)}
@@ -176,7 +174,7 @@ class RockchipBackend(BackendDefaults):
                 f"{network.name}: Rockchip's compiler needs static shapes, the network has "
                 f"{', '.join(f'{spec.name} {spec}' for spec in network.inputs)}"
             )
-        model = onnx.load(str(network.model))
+        model = _load(network)
         try:
             rewritten, layouts = for_toolkit(model)
         except NetworkError as error:
@@ -195,10 +193,7 @@ class RockchipBackend(BackendDefaults):
         return network.transformed(path, TRANSFORM, layouts=layouts)
 
     def _build(self, network: Network, target: Target, precision: str, folder: Path) -> Build:
-        import onnx
-
-        model = onnx.load(str(network.model), load_external_data=False)
-        if foreign := foreign_nodes(model):
+        if foreign := foreign_nodes(_load(network)):
             names = ", ".join(
                 f"{n.name or n.output[0]!r} ({n.domain}.{n.op_type})" for n in foreign
             )
@@ -206,6 +201,16 @@ class RockchipBackend(BackendDefaults):
         workplace = folder / "toolkit"
         workplace.mkdir()
         return build(_job(network, _require_platform(target), precision), workplace, LIMITS)
+
+
+def _load(network: Network) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(str(network.model))
+    except (OSError, DecodeError) as error:
+        raise BackendError(f"{network.name}: {network.model} is no ONNX model: {error}") from error
 
 
 def _platform(target: Target) -> str | None:
