@@ -26,6 +26,12 @@ ARCH = "aarch64"
 LIMITS = Limits(seconds=1800.0)
 """Emulation takes tens of times as long as the device."""
 _CODE = "/opt/edgemp"
+_AS_ANDROID = """
+import platform
+platform.system = lambda: "Android"
+from edgemp.cli.main import main
+main()
+"""
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -40,7 +46,8 @@ _ENVIRONMENT = {
 class Emulator:
     """An installed device with one kind of processor.
 
-    `cpu` is qemu's model and `mcpu` the one that the target asked for. Nothing may be timed on it:
+    `cpu` is qemu's model and `mcpu` the one that the target asked for. A target of the `os` "android" gets
+    its processor, under Linux all the same. Nothing may be timed on it:
     emulation proves correctness, never latency.
     """
 
@@ -48,6 +55,7 @@ class Emulator:
     mcpu: str
     folder: Path
     packages: tuple[tuple[str, str], ...] = ()
+    os: str = "linux"
 
     @property
     def describe(self) -> str:
@@ -97,7 +105,8 @@ class Emulator:
             seen = _tmp(Path(name)) / bundle.name
             seen.parent.mkdir()
             shutil.copyfile(bundle, seen)
-            arguments = ["-m", "edgemp.cli.main", "verify", str(seen), "--json"]
+            start = ["-c", _AS_ANDROID] if self.os == "android" else ["-m", "edgemp.cli.main"]
+            arguments = [*start, "verify", str(seen), "--json"]
             ended = self._finish(arguments, Path(name), (), seconds)
         try:
             document: dict[str, Any] = json.loads(
@@ -232,7 +241,7 @@ def locate(target: Target) -> Emulator:
             f"qemu {stamp['built']['qemu']} has no processor like {target.mcpu} ({target.name}); "
             f"it knows {', '.join(stamp['cpus'])}"
         )
-    return Emulator(cpu, target.mcpu, folder, tuple(stamp["built"]["packages"].items()))
+    return Emulator(cpu, target.mcpu, folder, tuple(stamp["built"]["packages"].items()), target.os)
 
 
 def _differences(built: dict[str, Any], now: dict[str, Any]) -> str:

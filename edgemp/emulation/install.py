@@ -176,6 +176,8 @@ def _root_file_system(device: Path, root: Path, suite: str, sources: Mapping[str
             "mmdebstrap",
             "--quiet",
             "--variant=extract",
+            # No chroot is needed to unpack; mmdebstrap's other ways for users need more packages.
+            *(["--mode=chrootless"] if os.geteuid() != 0 else []),
             "--architectures=arm64",
             f"--include={_GUEST_PACKAGES}",
             suite,
@@ -260,14 +262,17 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 
 def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    ended = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    try:
+        ended = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+    except OSError as error:
+        raise ToolchainMissing(f"{command[0]} cannot be run: {error}") from None
     if ended.returncode != 0:
         lines = (ended.stderr or ended.stdout).strip().splitlines()[-6:]
         raise ToolchainMissing(f"{' '.join(command[:4])} failed: {' | '.join(lines)}")

@@ -12,6 +12,7 @@ from edgemp.errors import BundleError, WrongTargetError
 from edgemp.target import load_target
 from tests.arm.conftest import needed
 from tests.conftest import Given
+from tests.runtime.conftest import describe
 
 pytestmark = pytest.mark.arm
 
@@ -47,6 +48,40 @@ def test_a_bundle_for_a_board_holds_when_verified_on_its_processor(
     (module,) = document["modules"].values()
     assert module["samples"] > 0
     assert module["cosine_min"] > 0.99999
+
+
+def test_goldens_are_replayed_without_the_users_own_functions(
+    rpi5: Emulator, stage_cache: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "scene.edgemp"
+    edgemp.compile(
+        describe(tmp_path),
+        path,
+        target="rpi5",
+        cache=stage_cache,
+        backends=["onnxruntime"],
+        precisions=["fp32"],
+    )
+    document = rpi5.verify(path)
+    assert document["holds"] is True
+    assert set(document["modules"]) == {"detector", "scorer"}
+
+
+def test_a_bundle_for_android_is_replayed_on_its_processor(
+    stage_cache: Path, conv: Given, tmp_path: Path
+) -> None:
+    phone = needed(load_target("android-arm64"))
+    path = tmp_path / "phone.edgemp"
+    edgemp.compile(
+        conv.model,
+        path,
+        target="android-arm64",
+        samples=conv.samples,
+        cache=stage_cache,
+        backends=["onnxruntime"],
+        precisions=["fp32"],
+    )
+    assert phone.verify(path)["holds"] is True
 
 
 def test_such_a_bundle_is_refused_on_this_machine(board_bundle: Path) -> None:
