@@ -26,7 +26,9 @@ D     broken line: remove node = ['half
 def table(rows: tuple[tuple[str, ...], ...] = ROWS) -> str:
     """Rows as rknn-toolkit2 2.5.0 prints them."""
     lines = ["D RKNN: [23:48:58.983]           Network Layer Information Table          "]
-    lines.append("D RKNN: [23:48:58.983] ID   OpType   DataType Target InputShape   OutputShape ...")
+    lines.append(
+        "D RKNN: [23:48:58.983] ID   OpType   DataType Target InputShape   OutputShape ..."
+    )
     for index, (op, dtype, unit, given, made, cycles, name) in enumerate(rows):
         lines.append(
             f"D RKNN: [23:48:58.983] {index:<4} {op:<18} {dtype:<8} {unit:<6} {given:<40} {made:<22} "
