@@ -1,11 +1,12 @@
 """Claim: estimates of this machine are off by at most 35 % in the median, and rank networks right.
 
-    python benchmarks/estimate.py [--quick] [--json FILE] [--cache FOLDER] [--rounds N]
+    python benchmarks/estimate.py [--quick] [--json FILE] [--rounds N] [--statistic mean|shortest]
 
 The ceilings come from micro-benchmarks (edgemp/estimate/micro.py); no network below was used for them.
-Every network is then run on ONNX Runtime in fp32 and on OpenVINO in fp32, bf16 (where the CPU has it)
-and INT8, in turn over several rounds. "measured" is the shortest run of all: estimates are of an
-otherwise idle machine, and a shared one is not. The median is beside it.
+Engines are ONNX Runtime in fp32 and OpenVINO in fp32, bf16 (where the CPU has it) and INT8. For each of
+them micro-benchmarks and networks are run in the same rounds and averaged alike, so that a machine that
+does other things too slows both; `--statistic shortest` takes the shortest runs instead, as
+`edgemp estimate` does for its ceilings: of an idle machine.
 
 A second table puts estimates for other devices beside published figures (benchmarks/known/published.py
 cites each). Those ceilings are peak rates times one assumed share per kind of unit: nothing was fitted
@@ -20,16 +21,18 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 MEDIAN_GOAL, RANK_GOAL = 35.0, 0.9
-SLICE_S = 0.12
+NETWORK_SLICE_S, MICRO_SLICE_S = 0.05, 0.01
 SAMPLES = 4
 RUNS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
 
@@ -45,20 +48,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Point:
-    """One network on one engine: estimated with its range, the shortest measured run, the median; ms."""
+    """One network on one engine, in milliseconds: estimated with its range, and measured."""
 
     case: str
     engine: str
     estimated: float
     low: float
     high: float
+    measured: float
     shortest: float
-    median: float
+    mean: float
 
     @property
     def error(self) -> float:
         """Percent of the measured time, positive if the estimate is too slow."""
-        return (self.estimated / self.shortest - 1) * 100
+        return (self.estimated / self.measured - 1) * 100
 
 
 def cases() -> tuple[Case, ...]:
@@ -144,69 +148,128 @@ def network_of(path: Path) -> Any:
     )  # fmt: skip
 
 
-def measured(
-    network: Any, runs: Sequence[tuple[str, str]], target: Any, folder: Path, rounds: int
-) -> dict[tuple[str, str], list[float]]:
-    """Milliseconds of every run, per backend and precision; all of them in turn, `rounds` times."""
+@dataclass
+class Engine:
+    """One backend in one precision: its micro-benchmarks and the networks, opened, and their times.
+
+    `runs` are by part ("rest", "plain", "products"; "" for networks) and name; `times` in seconds.
+    """
+
+    backend: str
+    precision: str
+    runs: dict[tuple[str, str], Callable[[], Any]]
+    times: dict[tuple[str, str], list[float]]
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+
+def opened(
+    backend: str, precision: str, networks: Mapping[str, Any], target: Any, folder: Path, stack: Any
+) -> Engine:
+    """Sessions of the micro-benchmarks and of every network that the engine takes."""
     from edgemp.backends import load_backend
     from edgemp.errors import EdgempError
+    from edgemp.estimate import calibrate
 
-    sessions = {}
-    for backend, precision in runs:
+    engine = load_backend(backend)
+    runs: dict[tuple[str, str], Callable[[], Any]] = {}
+    done: dict[tuple[str, str], str] = {}
+    for part, computed in calibrate.parts_of(precision).items():
+        kind = "rest" if part == "rest" else "products"
+        if (kind, computed) in done:
+            continue
+        done[kind, computed] = part
+        work = folder / f"{backend}-{precision}-{part}"
+        work.mkdir()
+        micro = calibrate.graphs(kind, computed)
+        for name, run in calibrate.opened(micro, engine, computed, target, work, stack).items():
+            runs[part, name] = run
+    for name, network in networks.items():
         work = folder / f"{network.name}-{backend}-{precision}"
         work.mkdir()
-        engine = load_backend(backend)
         try:
             prepared = engine.prepare(network, target, precision, work)
-            sessions[backend, precision] = engine.open(
-                engine.compile(prepared, target, precision), target
-            )
+            session = engine.open(engine.compile(prepared, target, precision), target)
         except EdgempError as error:
-            print(f"{network.name} on {backend} {precision}: {error}", file=sys.stderr)
-    feed = network.samples.held_out[0]
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in sessions}
-    for session in sessions.values():
+            print(f"{name} on {backend} {precision}: {error}", file=sys.stderr)
+            continue
+        stack.callback(session.close)
+        feed = network.samples.held_out[0]
         session.run(feed)
+        runs["", name] = partial(session.run, feed)
+    return Engine(backend, precision, runs, {key: [] for key in runs})
+
+
+def run_rounds(engine: Engine, rounds: int) -> None:
+    """Everything in turn: networks once per round, micro-benchmarks for a moment."""
     for _ in range(rounds):
-        for key, session in sessions.items():
+        for key, run in engine.runs.items():
             started = perf_counter()
             while True:
                 before = perf_counter()
-                session.run(feed)
-                times[key].append((perf_counter() - before) * 1e3)
-                if perf_counter() - started > SLICE_S:
+                run()
+                engine.times[key].append(perf_counter() - before)
+                if perf_counter() - started > (NETWORK_SLICE_S if not key[0] else MICRO_SLICE_S):
                     break
-    for session in sessions.values():
-        session.close()
-    return times
 
 
-def compared(
-    chosen: Sequence[Case], target: Any, cache: Any, folder: Path, rounds: int
-) -> list[Point]:
-    from edgemp.backends import load_backend
-    from edgemp.backends.roofline import roofline
+def points_of(engine: Engine, networks: Mapping[str, Any], statistic: str) -> list[Point]:
+    """Estimates from the engine's micro-benchmarks beside its networks' times."""
+    from edgemp.backends.roofline import WIDTHS, estimate_of
+    from edgemp.estimate import calibrate
+    from edgemp.estimate.graph import read_graph
+    from edgemp.estimate.kernels import FUSIONS, GENERAL, kernels_of
 
-    offered = {
-        (backend, precision.name)
-        for backend in {backend for backend, _ in RUNS}
-        for precision in load_backend(backend).precisions(target)
-    }
+    of = {"mean": fmean, "shortest": min}[statistic]
+    records = {}
+    for part, computed in calibrate.parts_of(engine.precision).items():
+        kind = "rest" if part == "rest" else "products"
+        times = {name: of(t) for (p, name), t in engine.times.items() if p == part}
+        records[part] = calibrate.record_of(kind, computed, times) if times else records["plain"]
+    ceilings = calibrate.ceilings_of(records)
     points = []
+    for name, network in networks.items():
+        if ("", name) in engine.times:
+            graph = read_graph(network.model, name)
+            kernels = kernels_of(
+                graph, FUSIONS.get(engine.backend, GENERAL), WIDTHS[engine.precision]
+            )
+            guess = estimate_of(kernels, ceilings, "CPU", None, name)
+            took = [seconds * 1e3 for seconds in engine.times["", name]]
+            points.append(
+                Point(
+                    name, engine.name, guess.latency_ms, guess.low_ms, guess.high_ms, of(took),
+                    min(took), fmean(took),
+                )
+            )  # fmt: skip
+    return points
+
+
+def compared(chosen: Sequence[Case], target: Any, folder: Path, args: Any) -> list[Point]:
+    """All networks on all engines of `RUNS` that this machine has."""
+    from edgemp.backends import load_backend
+
+    networks = {}
     for case in chosen:
         path = folder / f"{case.name.replace(' ', '_').replace('/', '_')}.onnx"
         case.make(path)
-        network = network_of(path)
-        runs = [run for run in RUNS if run in offered]
-        for (backend, precision), times in measured(network, runs, target, folder, rounds).items():
-            guess = roofline(network, target, precision, "CPU", backend, cache)
-            point = Point(
-                case.name, f"{backend} {precision}", guess.latency_ms, guess.low_ms, guess.high_ms,
-                min(times), median(times),
-            )  # fmt: skip
-            points.append(point)
-            print(f"{point.case}, {point.engine}: estimated {point.estimated:.2f} ms, "
-                  f"measured {point.shortest:.2f} ms", file=sys.stderr)  # fmt: skip
+        networks[case.name] = network_of(path)
+    points = []
+    for backend, precision in RUNS:
+        if args.engines and f"{backend}-{precision}" not in args.engines.split(","):
+            continue
+        if precision not in {p.name for p in load_backend(backend).precisions(target)}:
+            continue
+        with ExitStack() as stack:
+            engine = opened(backend, precision, networks, target, folder, stack)
+            run_rounds(engine, args.rounds or (6 if args.quick else 20))
+            found = points_of(engine, networks, args.statistic)
+        for point in found:
+            print(f"{point.engine}, {point.case}: estimated {point.estimated:.2f} ms, measured "
+                  f"{point.measured:.2f} ms", file=sys.stderr)  # fmt: skip
+        points += found
     return points
 
 
@@ -220,19 +283,27 @@ def host_rows(points: Sequence[Point]) -> list[Any]:
     from benchmarks.rows import Row
 
     rows = [
-        Row(f"{point.case}, {point.engine}", "estimated ms", round(point.estimated, 3), rivals={
-            "low": round(point.low, 3), "high": round(point.high, 3),
-            "measured ms": round(point.shortest, 3), "median ms": round(point.median, 3),
-            "error %": round(point.error, 1),
-        })
+        Row(
+            f"{point.case}, {point.engine}",
+            "estimated ms",
+            round(point.estimated, 3),
+            rivals={
+                "low": round(point.low, 3),
+                "high": round(point.high, 3),
+                "measured ms": round(point.measured, 3),
+                "error %": round(point.error, 1),
+                "shortest": round(point.shortest, 3),
+                "mean": round(point.mean, 3),
+            },
+        )
         for point in points
-    ]  # fmt: skip
+    ]
     engines = list(dict.fromkeys(point.engine for point in points))
     for engine in ["all", *engines]:
         of = [p for p in points if engine in {"all", p.engine}]
         error = median(abs(point.error) for point in of)
-        rank = rank_correlation([p.estimated for p in of], [p.shortest for p in of])
-        inside = sum(p.low <= p.shortest <= p.high for p in of) / len(of)
+        rank = rank_correlation([p.estimated for p in of], [p.measured for p in of])
+        inside = sum(p.low <= p.measured <= p.high for p in of) / len(of)
         goal = engine == "all"
         rows += [
             Row(engine, "median |error| %", round(error, 1), f"<= {MEDIAN_GOAL:g}" if goal else None,
@@ -317,16 +388,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="ten networks, fewer rounds")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--cache", type=Path, help="stage cache with measured ceilings")
-    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=0, help="20, or 6 with --quick")
+    parser.add_argument("--statistic", choices=["mean", "shortest"], default="mean")
+    parser.add_argument("--engines", help="only these, e.g. openvino-fp32,openvino-int8")
     parser.add_argument("--networks", help="only those whose names contain one of these words")
     args = parser.parse_args()
 
     from benchmarks.rows import print_table, write_rows
-    from edgemp.compiler.cache import StageCache
     from edgemp.target import load_target
 
-    rounds = args.rounds or (4 if args.quick else 10)
     words = args.networks.split(",") if args.networks else [""]
     chosen = [
         case for case in cases()
@@ -334,8 +404,7 @@ def main() -> int:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="edgemp-") as name:
         folder = Path(name)
-        cache = StageCache(args.cache) if args.cache else StageCache()
-        points = compared(chosen, load_target("host"), cache, folder, rounds)
+        points = compared(chosen, load_target("host"), folder, args)
         rows = host_rows(points)
         print_table(rows, "Estimated and measured on this machine")
         others = published_rows(folder)

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,14 +19,13 @@ from edgemp.compiler.cache import StageCache
 from edgemp.errors import BackendError
 from edgemp.estimate import micro
 from edgemp.estimate.ceilings import Ceilings, Rate
-from edgemp.estimate.graph import read_graph
-from edgemp.estimate.operators import Matrix, work_of
+from edgemp.estimate.operators import Matrix
 from edgemp.ingest.onnx_file import graph_inputs, graph_outputs
 from edgemp.machine import this_machine
 from edgemp.network import Network, file_digest
 from edgemp.target import Target
 
-VERSION = 1
+VERSION = 2
 """Of the micro-benchmarks and of what is made of them: raise it when either changes."""
 
 REST = {"fp32-w16": "fp32", "int8": "fp32", "int8-dynamic": "fp32", "int8-bf16": "bf16"}
@@ -33,6 +33,11 @@ REST = {"fp32-w16": "fp32", "int8": "fp32", "int8-dynamic": "fp32", "int8-bf16":
 
 ALIKE = {"fp32-w16": "fp32"}
 """Stored in 16 bits, but computed like fp32."""
+
+QUANTIZED = ("int8", "int8-bf16")
+"""Their micro-benchmarks are QDQ graphs."""
+
+LEAST_SPREAD = 1.6
 
 ROUNDS, SLICE_S, AT_LEAST, AT_MOST = 4, 0.025, 3, 60
 HALVES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -46,27 +51,41 @@ WEIGHTS = ((512, 8, 16 << 20), (2048, 6, 0))
 
 
 def measured(backend: str, precision: str, target: Target, cache: StageCache) -> Ceilings:
-    """Ceilings of this machine for one backend and precision; about ten seconds, once per machine.
+    """Ceilings of this machine for one backend and precision; some twenty seconds, once per machine.
 
     Raises:
         BackendError: if the engine is not installed, or cannot run a precision's micro-benchmarks.
     """
     engine = load_backend(backend)
+    records = {}
+    for part, computed in parts_of(precision).items():
+        records[part] = _stage(engine, computed, part, target, cache)
+    return ceilings_of(records)
+
+
+def parts_of(precision: str) -> dict[str, str]:
+    """The precision in which each part of the ceilings is measured: rest, plain products, products.
+
+    A quantized network computes all but its products with weights in the precision of the rest.
+    """
     rest = REST.get(precision, precision)
-    common = _stage(engine, rest, "common", target, cache)
-    products = _stage(engine, ALIKE.get(precision, precision), "matrix", target, cache)
-    plain = products if precision == rest else _stage(engine, rest, "matrix", target, cache)
-    kinds = {**plain["matrix"], **products["matrix"]}
+    return {"rest": rest, "plain": rest, "products": ALIKE.get(precision, precision)}
+
+
+def ceilings_of(records: Mapping[str, Mapping[str, Any]]) -> Ceilings:
+    """The ceilings from the records of the three parts."""
+    rest = records["rest"]
+    kinds = {**records["plain"]["matrix"], **records["products"]["matrix"]}
     sigma = max(item["sigma"] for item in kinds.values())
-    # Two standard deviations of the fit, and never under what a shared machine's clock varies by.
-    up = max(1.6, math.exp(1.5 * sigma))
+    # At least what a machine's clock varies by; else one and a half standard deviations of the fits.
+    up = max(LEAST_SPREAD, math.exp(1.5 * sigma))
     return Ceilings(
         matrix={kind: Rate(item["peak"], *item["half"]) for kind, item in kinds.items()},
-        vector=common["vector"],
-        activations=_levels(common["activations"]),
-        weights=_levels(common["weights"]),
-        launch_s=common["launch_s"],
-        call_s=common["call_s"],
+        vector=rest["vector"],
+        activations=_levels(rest["activations"]),
+        weights=_levels(rest["weights"]),
+        launch_s=rest["launch_s"],
+        call_s=rest["call_s"],
         spread=(1 / up, up),
         basis="measured",
     )
@@ -82,104 +101,110 @@ def _stage(
     probe = backend.probe()
     if not probe.available:
         raise BackendError(f"{backend.name} cannot be measured: {probe.problem}")
+    kind = "rest" if part == "rest" else "products"
     key = {
         "machine": this_machine().fingerprint,
         "threads": target.cores,
         "backend": backend.name,
         "engine": [probe.engine, probe.version],
         "precision": precision,
-        "part": part,
+        "part": kind,
         "version": VERSION,
     }
-    measure = _common if part == "common" else _matrices
 
     def build(folder: Path) -> Mapping[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="edgemp-") as scratch:
-            return measure(_Bench(backend, precision, target, Path(scratch)))
+        with tempfile.TemporaryDirectory(prefix="edgemp-") as scratch, ExitStack() as stack:
+            runs = opened(graphs(kind, precision), backend, precision, target, Path(scratch), stack)
+            return record_of(kind, precision, _times(runs))
 
     return cache.stage("ceilings", key, build)[1]
 
 
-class _Bench:
-    """Times graphs through one backend in one precision."""
-
-    def __init__(self, backend: Backend, precision: str, target: Target, folder: Path) -> None:
-        self.backend, self.precision, self.target, self.folder = backend, precision, target, folder
-        self.quantized = precision in {"int8", "int8-bf16"}
-        # The graphs carry their own scales, so that no calibration takes time.
-        self.prepared = REST[precision] if self.quantized else precision
-
-    def seconds(self, models: Mapping[str, Any]) -> dict[str, float]:
-        """The shortest run of each: what the machine takes when nobody else uses it.
-
-        All are run in turn, several times, so that a busy moment does not fall on one of them.
-        """
-        with ExitStack() as stack:
-            runs = {name: self._opened(name, model, stack) for name, model in models.items()}
-            found = dict.fromkeys(runs, math.inf)
-            for _ in range(ROUNDS):
-                for name, run in runs.items():
-                    found[name] = min(found[name], _shortest(run))
-        return found
-
-    def _opened(self, name: str, model: Any, stack: ExitStack) -> Callable[[], Any]:
-        import onnx
-
-        folder = self.folder / name.replace(" ", "_")
-        folder.mkdir()
-        path = folder / "micro.onnx"
-        onnx.save(model, str(path))
-        network = Network(
-            "micro-benchmark", path, graph_inputs(model, "micro"), graph_outputs(model, "micro"),
-            file_digest(path),
-        )  # fmt: skip
-        prepared = self.backend.prepare(network, self.target, self.prepared, folder)
-        artifact = self.backend.compile(prepared, self.target, self.prepared)
-        session = self.backend.open(artifact.with_threads(self.target.cores), self.target)
-        stack.callback(session.close)
-        (spec,) = network.inputs
-        shape = tuple(dim or 1 for dim in spec.shape)
-        feed = {spec.name: np.random.default_rng(1).standard_normal(shape).astype(np.float32)}
-        session.run(feed)
-        return lambda: session.run(feed)
-
-
-def _shortest(run: Callable[[], Any]) -> float:
-    best, count, started = math.inf, 0, perf_counter()
-    while count < AT_LEAST or (perf_counter() - started < SLICE_S and count < AT_MOST):
-        before = perf_counter()
-        run()
-        best = min(best, perf_counter() - before)
-        count += 1
-    return best
-
-
-def _starting(times: Mapping[str, float]) -> tuple[float, float]:
-    """Seconds per launch and per call, from two chains of products that do next to nothing."""
-    launch = max(SMALLEST_S, (times["long"] - times["short"]) / LAUNCHES)
-    return launch, max(SMALLEST_S, times["short"] - 2 * launch)
-
-
-def _common(bench: _Bench) -> dict[str, Any]:
-    """Launch and call times, bandwidths, and the rates of the vector classes."""
-    models = _chains()
+def graphs(part: str, precision: str) -> dict[str, Any]:
+    """The micro-benchmarks of a part ("rest" or "products") by their names."""
+    models = {"short": micro.chain(2), "long": micro.chain(2 + LAUNCHES)}
+    if part == "products":
+        for name, case in _cases(precision).items():
+            models[name] = case.build(precision in QUANTIZED)
+        return models
     for channels, _ in LEVELS:
         models[f"level {channels}"] = micro.vector("Abs", channels)
         models[f"base {channels}"] = micro.vector("", channels)
     for size, count, _ in WEIGHTS:
         models[f"weights {size}"] = micro.streamed(size, count)
-    ops = {"simple": "Add", **micro.VECTOR_OPS}
     models["base"] = micro.vector("")
-    for kind, op in ops.items():
+    for kind, op in micro.VECTOR_OPS.items():
         models[f"op {kind}"] = micro.vector(op)
-    times = bench.seconds(models)
-    launch, call = _starting(times)
+    return models
+
+
+def opened(
+    models: Mapping[str, Any],
+    backend: Backend,
+    precision: str,
+    target: Target,
+    folder: Path,
+    stack: ExitStack,
+) -> dict[str, Callable[[], Any]]:
+    """Sessions of micro-benchmarks, as calls that run them once; `stack` closes them."""
+    import onnx
+
+    # The graphs of a quantized precision carry their own scales: no calibration takes time.
+    prepared_as = REST[precision] if precision in QUANTIZED else precision
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, model in models.items():
+        work = folder / name.replace(" ", "_")
+        work.mkdir()
+        path = work / "micro.onnx"
+        onnx.save(model, str(path))
+        specs = graph_inputs(model, name), graph_outputs(model, name)
+        network = Network("micro-benchmark", path, *specs, file_digest(path))
+        prepared = backend.prepare(network, target, prepared_as, work)
+        artifact = backend.compile(prepared, target, prepared_as)
+        session = backend.open(artifact.with_threads(target.cores), target)
+        stack.callback(session.close)
+        (spec,) = network.inputs
+        shape = tuple(dim or 1 for dim in spec.shape)
+        feed = {spec.name: np.random.default_rng(1).standard_normal(shape).astype(np.float32)}
+        session.run(feed)
+        runs[name] = partial(session.run, feed)
+    return runs
+
+
+def _times(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """The shortest run of each: what the machine takes when nobody else uses it.
+
+    All are run in turn, several times, so that a busy moment does not fall on one of them.
+    """
+    found = dict.fromkeys(runs, math.inf)
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            count, started = 0, perf_counter()
+            while count < AT_LEAST or (perf_counter() - started < SLICE_S and count < AT_MOST):
+                before = perf_counter()
+                run()
+                found[name] = min(found[name], perf_counter() - before)
+                count += 1
+    return found
+
+
+def record_of(part: str, precision: str, times: Mapping[str, float]) -> dict[str, Any]:
+    """What a part's micro-benchmarks say, from their seconds by name."""
+    launch = max(SMALLEST_S, (times["long"] - times["short"]) / LAUNCHES)
+    call = max(SMALLEST_S, times["short"] - 2 * launch)
+    if part == "products":
+        return {"matrix": _rates(precision, times, launch, call)}
+    return _rest(precision, times, launch, call)
+
+
+def _rest(precision: str, times: Mapping[str, float], launch: float, call: float) -> dict[str, Any]:
+    """Launch and call times, bandwidths, and the rates of the vector classes."""
 
     def beyond(name: str, base: str) -> float:
         """Seconds of one operator beyond its launch: a graph with it, less the one without it."""
         return max(SMALLEST_S, times[name] - times[base] - launch)
 
-    width = 4 if bench.precision == "fp32" else 2
+    width = 4 if precision == "fp32" else 2
     activations = [
         [limit, 2 * width * channels * micro.AREA / beyond(f"level {channels}", f"base {channels}")]
         for channels, limit in LEVELS
@@ -189,12 +214,12 @@ def _common(bench: _Bench) -> dict[str, Any]:
         taken = times[f"weights {size}"] - call - launch * count
         weights.append([limit, width * size**2 * count / max(SMALLEST_S, taken)])
     rates = {}
-    for kind, op in ops.items():
+    for kind in micro.VECTOR_OPS:
         base = {"copy": "op softmax", "resize": "base 256"}.get(kind, "base")
         taken = beyond(f"op {kind}", base)
         if kind == "reduce":  # nothing is left for the maximum behind it
             taken = max(SMALLEST_S, times["op reduce"] - call - 2 * launch)
-        rates[kind] = _operations(bench, op, kind) / taken
+        rates[kind] = micro.operations(kind) / taken
     return {
         "launch_s": launch,
         "call_s": call,
@@ -204,28 +229,21 @@ def _common(bench: _Bench) -> dict[str, Any]:
     }
 
 
-def _chains() -> dict[str, Any]:
-    return {"short": micro.chain(2), "long": micro.chain(2 + LAUNCHES)}
-
-
-def _operations(bench: _Bench, op: str, kind: str) -> float:
-    """Vector operations of a class's micro-benchmark, counted as those of any graph."""
-    path = bench.folder / f"op_{kind}" / "micro.onnx"
-    works = [work_of(node) for node in read_graph(path, op).nodes]
-    return sum(work.vector for work in works if work is not None and work.vector_class == kind)
-
-
-def _matrices(bench: _Bench) -> dict[str, Any]:
-    """A rate per kind of product, fitted to that kind's micro-benchmarks."""
-    cases = {
+def _cases(precision: str) -> dict[str, micro.MatrixCase]:
+    """Products of activations and recurrent ones stay in the precision of the rest."""
+    return {
         f"{kind} {i}": case
         for kind, several in micro.MATRIX_CASES.items()
         for i, case in enumerate(several)
-        if not (bench.precision.startswith("int8") and kind in {"batched", "recurrent"})
+        if not (precision in REST and kind in {"batched", "recurrent"})
     }
-    models = {name: case.build(bench.quantized) for name, case in cases.items()}
-    times = bench.seconds({**_chains(), **models})
-    launch, call = _starting(times)
+
+
+def _rates(
+    precision: str, times: Mapping[str, float], launch: float, call: float
+) -> dict[str, Any]:
+    """A rate per kind of product, fitted to that kind's micro-benchmarks."""
+    cases = _cases(precision)
     # One launch more than products: the maximum that makes the output small.
     net = {
         name: max(0.1 * times[name], times[name] - call - launch * (len(case.matrices) + 1))
@@ -237,8 +255,7 @@ def _matrices(bench: _Bench) -> dict[str, Any]:
         if chosen:
             matrices = [cases[name].matrices for name in chosen]
             found[kind] = fitted(matrices, [net[name] for name in chosen])
-            found[kind]["seconds"] = [net[name] for name in chosen]
-    return {"matrix": found, "launch_s": launch}
+    return found
 
 
 def fitted(cases: Sequence[Sequence[Matrix]], seconds: Sequence[float]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemp.estimate.operators import Matrix
+from edgemp.estimate.operators import COSTS, Matrix
 
 OPSET = 20
 SCALE = 4 / 127
@@ -282,6 +282,7 @@ def _apply(graph: Builder, op: str) -> None:
 
 
 VECTOR_OPS = {
+    "simple": "Add",
     "division": "Div",
     "sigmoid": "Sigmoid",
     "tanh": "Tanh",
@@ -293,4 +294,16 @@ VECTOR_OPS = {
     "resize": "Resize",
     "copy": "Transpose",
 }
-"""The operator that stands for its class; "simple" is timed by the copies of several sizes."""
+"""The operator that stands for its class."""
+
+
+def operations(kind: str) -> float:
+    """Vector operations of a class's micro-benchmark, counted as those of any graph."""
+    elements = CHANNELS * AREA
+    if kind == "pool":
+        return 9.0 * elements
+    if kind == "resize":
+        return 4 * 8.0 * elements
+    if kind == "reduce":
+        return float(elements)
+    return COSTS[VECTOR_OPS[kind]][1] * elements

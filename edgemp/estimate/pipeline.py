@@ -64,15 +64,17 @@ def estimate_pipeline(
 def _networks(
     source: Path, samples: Path | None, cache: StageCache, progress: Progress
 ) -> dict[str, Network]:
-    from edgemp.compiler.compile import Options, _ingest_all, _steps
+    from edgemp.compiler.compile import _ingest_all
+    from edgemp.compiler.outcome import Options
     from edgemp.compiler.single import single_network
+    from edgemp.compiler.steps import pipeline_steps
 
     pipeline: Pipeline = (
         single_network(str(source), samples)
         if source.suffix.lower() == ".onnx"
         else Pipeline.from_yaml(str(source))
     )
-    steps = _steps(pipeline, samples)
+    steps = pipeline_steps(pipeline, samples)
     _, networks, _, _ = _ingest_all(pipeline, steps, Options(), cache, progress)
     return networks
 

@@ -1,0 +1,87 @@
+"""`edgemp estimate`: tables for people, one JSON document for programs, no device needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks.known import networks as known
+from edgemp.cli.estimate import register
+from edgemp.errors import BackendError, TargetError
+
+TOML = """
+name = "box"
+arch = "aarch64"
+os = "linux"
+backends = ["onnxruntime"]
+
+[[units]]
+name = "CPU"
+kind = "cpu"
+precisions = ["fp32"]
+matrix = {{ fp32 = {{ value = 1e11, source = "s" }} }}
+
+[memory]
+{memory}
+
+[sources]
+s = "made up"
+"""
+BANDWIDTH = 'bandwidth = { value = 1e10, source = "s" }'
+
+
+@pytest.fixture
+def estimate(tmp_path: Path) -> Any:
+    """Runs the command in-process on a MobileNetV2; exceptions come through."""
+    onnx.save(known.mobilenet_v2(side=64), str(tmp_path / "net.onnx"))
+    (tmp_path / "box.toml").write_text(TOML.format(memory=BANDWIDTH))
+    (tmp_path / "bare.toml").write_text(TOML.format(memory=""))
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+
+    def run(*arguments: str) -> Any:
+        given = ["estimate", str(tmp_path / "net.onnx"), "--cache", str(tmp_path / "cache")]
+        return CliRunner().invoke(app, [*given, *arguments], catch_exceptions=False)
+
+    run.folder = tmp_path  # type: ignore[attr-defined]
+    return run
+
+
+def test_the_document_has_modules_nodes_and_a_total(estimate: Any) -> None:
+    result = estimate("--target", str(estimate.folder / "box.toml"), "--json", "--nodes")
+    document = json.loads(result.stdout)
+    module = document["modules"]["network"]
+    assert (module["backend"], module["precision"], module["unit"]) == (
+        "onnxruntime",
+        "fp32",
+        "CPU",
+    )
+    assert module["basis"] == "published"
+    assert document["total"]["latency_ms"] == module["latency_ms"]
+    assert sum(node["operations"] for node in module["nodes"]) == pytest.approx(
+        module["operations"]
+    )
+    assert document["total"]["energy_mj"] is None
+
+
+def test_people_see_the_range_the_longest_nodes_and_that_nothing_was_run(estimate: Any) -> None:
+    text = estimate("--target", str(estimate.folder / "box.toml")).stderr
+    assert "12 of 54 kernels" in text
+    assert "nothing was run there" in text
+
+
+def test_a_target_without_bandwidth_is_told_so(estimate: Any) -> None:
+    with pytest.raises(TargetError, match=r"memory\.bandwidth"):
+        estimate("--target", str(estimate.folder / "bare.toml"))
+
+
+def test_a_precision_that_the_backend_does_not_offer_is_refused(estimate: Any) -> None:
+    with pytest.raises(BackendError, match="does not offer fp4"):
+        estimate("--target", str(estimate.folder / "box.toml"), "--precision", "fp4")
