@@ -91,8 +91,9 @@ EDGEMP_INLINE void strided_row(const float* from, int64_t step, int64_t a, int64
     for (; i + S::Lanes <= b; i += S::Lanes, from += S::Lanes) S::store(to + i, S::load(from));
     if (i < b) S::store(to + i, S::load(from, S::mask(b - i)));
   } else if (step == 2) {
-    for (; i < b; i += S::Lanes, from += 2 * S::Lanes)
-      S::store(to + i, S::evens(from, smaller(S::Lanes, b - i)));
+    for (; i + S::Lanes <= b; i += S::Lanes, from += 2 * S::Lanes)
+      S::store(to + i, S::evens(from, S::Lanes));
+    if (i < b) S::store(to + i, S::evens(from, b - i));
   } else {
     for (; i < b; ++i, from += step) to[i] = *from;
   }
@@ -111,6 +112,9 @@ struct Patches {
   int64_t width, columns;
   int count;
   Run runs[Width];
+  // per column of the window: output columns [from, to) read inside of the image
+  static constexpr int Known = 8;
+  int64_t from[Known], to[Known];
 
   Patches(const Geometry& geometry, int64_t pixel, int64_t columns_)
       : g(geometry), width(geometry.ow()), columns(columns_), count(0) {
@@ -122,6 +126,7 @@ struct Patches {
       run.length = smaller(columns - at, width - run.column);
       at += run.length;
     }
+    for (int64_t j = 0; j < smaller(g.kw, Known); ++j) bounds(j, from[j], to[j]);
   }
 
   // Depth [k0, k1) of these pixels of one group's input x.
@@ -134,7 +139,7 @@ struct Patches {
     const int64_t taps = g.kh * g.kw;
     int64_t channel = k0 / taps, i = k0 % taps / g.kw, j = k0 % g.kw;
     for (int64_t k = k0; k < k1; ++k, panel += Width) {
-      tap(x + channel * plane, i * g.dh - g.pt, j * g.dw - g.pl, panel);
+      tap(x + channel * plane, i * g.dh - g.pt, j, panel);
       if (++j == g.kw) {
         j = 0;
         if (++i == g.kh) i = 0, ++channel;
@@ -154,17 +159,26 @@ struct Patches {
     }
   }
 
-  // Output column c of a run reads input column c * sw + left; columns [from, to) lie inside.
-  void tap(const float* x, int64_t top, int64_t left, float* panel) const {
-    const int64_t from = left >= 0 ? 0 : g.sw == 1 ? -left : ceil_div(-left, g.sw);
-    const int64_t room = g.iw - left;
-    const int64_t to = room <= 0 ? 0 : g.sw == 1 ? room : ceil_div(room, g.sw);
+  // Output column c reads input column c * sw + left.
+  void bounds(int64_t j, int64_t& first, int64_t& end) const {
+    const int64_t left = j * g.dw - g.pl;
+    first = left >= 0 ? 0 : ceil_div(-left, g.sw);
+    end = left >= g.iw ? 0 : ceil_div(g.iw - left, g.sw);
+  }
+
+  void tap(const float* x, int64_t top, int64_t j, float* panel) const {
+    const int64_t left = j * g.dw - g.pl;
+    int64_t first, end;
+    if (j < Known)
+      first = from[j], end = to[j];
+    else
+      bounds(j, first, end);
     for (int r = 0; r < count; ++r) {
       const Run& run = runs[r];
       const int64_t row = run.row * g.sh + top;
       const bool inside = row >= 0 && row < g.ih;
-      const int64_t a = inside ? larger(0, from - run.column) : run.length;
-      const int64_t b = larger(a, smaller(run.length, to - run.column));
+      const int64_t a = inside ? larger(0, first - run.column) : run.length;
+      const int64_t b = larger(a, smaller(run.length, end - run.column));
       strided_row<S>(x + row * g.iw + left + (run.column + a) * g.sw, g.sw, a, b, run.length,
                      panel + run.at);
     }

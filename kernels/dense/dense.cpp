@@ -67,7 +67,7 @@ int edgemp_gemm_f32(const float* A, int64_t lda, const float* packed_b, const fl
                     const float* residual, float* C, int64_t ldc, int64_t M, int64_t N, int64_t K,
                     int64_t act, float alpha, float beta, int64_t m0, int64_t m1, int64_t n0,
                     int64_t n1) {
-  const GemmCall g{A, lda, bias, residual, C, ldc, N, K, m0, m1, n0, n1};
+  const GemmCall g{A, lda, bias, residual, C, ldc, N, K, m0, m1, n0, n1, true};
   if (const int bad = check_product(g, M, packed_b, 0, 0, act)) return bad;
   gemm<S>(g, Finish(act, alpha, beta), [=](int64_t panel, int64_t k0, int64_t) {
     return packed_b + (panel * K + k0) * T::Width;
@@ -79,7 +79,7 @@ int edgemp_matmul_f32(const float* A, int64_t lda, const float* B, int64_t ldb, 
                       float scale, const float* residual, float* C, int64_t ldc, int64_t M,
                       int64_t N, int64_t K, int64_t act, float alpha, float beta, int64_t m0,
                       int64_t m1, int64_t n0, int64_t n1) {
-  const GemmCall g{A, lda, nullptr, residual, C, ldc, N, K, m0, m1, n0, n1};
+  const GemmCall g{A, lda, nullptr, residual, C, ldc, N, K, m0, m1, n0, n1, false};
   if (const int bad = check_product(g, M, B, ldb, trans_b ? K : N, act)) return bad;
   alignas(64) float slice[S::Depth * T::Width];
   gemm<S>(g, Finish(act, alpha, beta), [&](int64_t panel, int64_t k0, int64_t k1) {

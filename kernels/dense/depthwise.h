@@ -56,7 +56,12 @@ struct Depthwise {
     const int64_t plane = (image * g.oc + c) * height * width;
     const float* w = call.w + c * taps;
     const float bias = call.bias ? call.bias[c] : 0.0f;
-    if (!strip.out_rows) {
+    if (S::Masked && g.kh == 3 && g.kw == 3 && g.dh == 1 && g.dw == 1 && g.sh <= 2 && g.sw <= 2) {
+      if (g.sh == 1)
+        g.sw == 1 ? direct<1, 1>(x, w, bias, plane) : direct<1, 2>(x, w, bias, plane);
+      else
+        g.sw == 1 ? direct<2, 1>(x, w, bias, plane) : direct<2, 2>(x, w, bias, plane);
+    } else if (!strip.out_rows) {
       plainly(x, w, bias, plane);
     } else {
       for (int64_t r = 0; r < height; r += strip.out_rows)
@@ -79,6 +84,48 @@ struct Depthwise {
   }
 
  private:
+  // 3 x 3 where masked loads are cheap: the padding is in the masks, and nothing is copied.
+  template <int High, int Wide>
+  void direct(const float* x, const float* w, float bias, int64_t plane) const {
+    if constexpr (S::Masked) {
+      for (int64_t c = 0; c < width; c += S::Lanes) {
+        int64_t r = 0;
+        for (; r + 4 <= height; r += 4) direct_block<High, Wide, 4>(x, w, bias, plane, r, c);
+        for (; r + 2 <= height; r += 2) direct_block<High, Wide, 2>(x, w, bias, plane, r, c);
+        if (r < height) direct_block<High, Wide, 1>(x, w, bias, plane, r, c);
+      }
+    }
+  }
+
+  // R output rows, one vector wide; an input row is loaded once for all output rows it touches.
+  template <int High, int Wide, int R>
+  void direct_block(const float* x, const float* w, float bias, int64_t plane, int64_t row,
+                    int64_t column) const {
+    Reg acc[R], weight[9];
+    typename S::Mask inside[3][Wide];
+    const auto mask = S::mask(width - column);
+    const int64_t left = column * Wide - g.pl, top = row * High - g.pt;
+    for (int j = 0; j < 3; ++j)
+      for (int part = 0; part < Wide; ++part) {
+        const int64_t start = left + j + part * S::Lanes;
+        inside[j][part] = S::between(-start, g.iw - start);
+      }
+    for (int t = 0; t < 9; ++t) weight[t] = S::set(w[t]);
+    begin<R>(acc, bias, plane + row * width + column, mask);
+    for (int i = 0; i < (R - 1) * High + 3; ++i) {
+      if (top + i < 0 || top + i >= g.ih) continue;
+      const float* in = x + (top + i) * g.iw + left;
+      for (int j = 0; j < 3; ++j) {
+        Reg value = S::load(in + j, inside[j][0]);
+        if constexpr (Wide == 2) value = S::even_of(value, S::load(in + j + S::Lanes, inside[j][1]));
+        for (int r = 0; r < R; ++r)
+          if (i >= r * High && i < r * High + 3)
+            acc[r] = S::fma(weight[(i - r * High) * 3 + j], value, acc[r]);
+      }
+    }
+    end<R>(acc, plane + row * width + column, mask);
+  }
+
   void fill(const float* x, int64_t top, int64_t left) {
     float* out = copy;
     for (int64_t phase = 0; phase < g.sw; ++phase) {

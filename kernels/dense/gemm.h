@@ -49,6 +49,7 @@ struct GemmCall {
   const float* residual;
   float* c;
   int64_t ldc, n, k, m0, m1, n0, n1;
+  bool packed;
 };
 
 // `slice(panel, k0, k1)` gives the packed slice of a panel.
@@ -71,6 +72,7 @@ void gemm(const GemmCall& g, const Finish& finish, Slice slice) {
     panel.residual = g.residual ? g.residual + corner : nullptr;
     for (int64_t k0 = 0; k0 < g.k; k0 += S::Depth) {
       const int64_t k1 = smaller(g.k, k0 + S::Depth);
+      panel.more_follows = g.packed && (p + 1 < g.n1 || k1 < g.k);
       panel.run(slice(p, k0, k1), k0, k1 - k0, g.k, finish);
     }
   }

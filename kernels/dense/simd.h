@@ -2,6 +2,8 @@
 //
 // Each struct offers the same static functions on `Reg` (Lanes floats). `Mask` selects the first n
 // lanes; masked loads read nothing, and masked stores write nothing, outside of them.
+// Masked says that masked loads are one instruction; then between(a, b) selects lanes [a, b), and
+// even_of(low, high) takes the even lanes of both.
 // evens(p, n) is p[0], p[2], ... for n lanes and 0 beyond, and reads nothing behind the last of them.
 // maximum/minimum return their second operand when either is NaN, so `maximum(low, x)` keeps a NaN.
 // Rows x Vectors is the register tile of the matrix kernels: accumulators + one row of vectors +
@@ -35,6 +37,7 @@ struct Simd {
   using Reg = __m512;
   using Mask = __mmask16;
   static constexpr int Lanes = 16, Rows = 8, Vectors = 3, Depth = 192;
+  static constexpr bool Masked = true;
   static EDGEMP_INLINE Reg zero() { return _mm512_setzero_ps(); }
   static EDGEMP_INLINE Reg set(float x) { return _mm512_set1_ps(x); }
   static EDGEMP_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
@@ -55,12 +58,17 @@ struct Simd {
   // a * 2^n for whole n, right into overflow and the subnormal numbers
   static EDGEMP_INLINE Reg scale(Reg a, Reg n) { return _mm512_scalef_ps(a, n); }
   static EDGEMP_INLINE float sum(Reg a) { return _mm512_reduce_add_ps(a); }
-  static EDGEMP_INLINE Reg evens(const float* p, int64_t n) {
+  static EDGEMP_INLINE Mask between(int64_t a, int64_t b) {
+    return b > 0 ? static_cast<Mask>(mask(b) & ~mask(a > 0 ? a : 0)) : Mask{0};
+  }
+  static EDGEMP_INLINE Reg even_of(Reg low, Reg high) {
     const __m512i even =
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(low, even, high);
+  }
+  static EDGEMP_INLINE Reg evens(const float* p, int64_t n) {
     const int64_t last = 2 * n - 1;
-    const Reg low = load(p, mask(last));
-    return _mm512_permutex2var_ps(low, even, last > 16 ? load(p + 16, mask(last - 16)) : zero());
+    return even_of(load(p, mask(last)), last > 16 ? load(p + 16, mask(last - 16)) : zero());
   }
 };
 
@@ -70,6 +78,7 @@ struct Simd {
   using Reg = __m256;
   using Mask = __m256i;
   static constexpr int Lanes = 8, Rows = 4, Vectors = 3, Depth = 256;
+  static constexpr bool Masked = true;
   static EDGEMP_INLINE Reg zero() { return _mm256_setzero_ps(); }
   static EDGEMP_INLINE Reg set(float x) { return _mm256_set1_ps(x); }
   static EDGEMP_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
@@ -100,9 +109,15 @@ struct Simd {
     store(lane, a);
     return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
   }
+  static EDGEMP_INLINE Mask between(int64_t a, int64_t b) {
+    if (b <= 0) return _mm256_setzero_si256();
+    return _mm256_andnot_si256(mask(a > 8 ? 8 : a), mask(b > 8 ? 8 : b));
+  }
   static EDGEMP_INLINE Reg evens(const float* p, int64_t n) {
     const int64_t last = 2 * n - 1;
-    const Reg low = load(p, mask(last)), high = last > 8 ? load(p + 8, mask(last - 8)) : zero();
+    return even_of(load(p, mask(last)), last > 8 ? load(p + 8, mask(last - 8)) : zero());
+  }
+  static EDGEMP_INLINE Reg even_of(Reg low, Reg high) {
     const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(low, high, 0x88));
     return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
   }
@@ -114,6 +129,7 @@ struct Simd {
   using Reg = float32x4_t;
   using Mask = int;
   static constexpr int Lanes = 4, Rows = 8, Vectors = 3, Depth = 256;
+  static constexpr bool Masked = false;
   static EDGEMP_INLINE Reg zero() { return vdupq_n_f32(0.0f); }
   static EDGEMP_INLINE Reg set(float x) { return vdupq_n_f32(x); }
   static EDGEMP_INLINE Reg load(const float* p) { return vld1q_f32(p); }
@@ -166,6 +182,7 @@ struct Simd {
   };
   using Mask = int;
   static constexpr int Lanes = 4, Rows = 4, Vectors = 2, Depth = 256;
+  static constexpr bool Masked = false;
   template <class F>
   static EDGEMP_INLINE Reg each(F f) {
     return Reg{{f(0), f(1), f(2), f(3)}};

@@ -114,6 +114,7 @@ struct Panel {
   const float* row_bias;
   const float* column_bias;
   const float* residual;
+  bool more_follows;  // what lies behind this slice of b is needed next
 
   // Slice [k0, k0 + depth) of `total`; b holds that slice, panel wide.
   void run(const float* b, int64_t k0, int64_t depth, int64_t total, const Finish& finish) const {
@@ -129,8 +130,13 @@ struct Panel {
     t.clips = last && finish.clips;
     t.low = finish.low;
     t.high = finish.high;
+    const int64_t slice = depth * Tile<S>::Width;
+    // each block of rows asks for its share, so that the first block of the next slice need not wait
+    const int64_t share = more_follows ? (slice * S::Rows + rows - 1) / rows : 0;
     int64_t block = 0;
     for (int64_t r = 0; r < rows; r += S::Rows, ++block) {
+      for (int64_t i = block * share; i < (block + 1) * share && i < slice; i += 16)
+        __builtin_prefetch(b + slice + i, 0, 2);
       const int count = static_cast<int>(rows - r < S::Rows ? rows - r : S::Rows);
       t.a = a + block * block_stride + k0 * slice_stride;
       t.c = c + r * ldc;
