@@ -19,7 +19,13 @@ from edgemp.backends.base import (
 )
 from edgemp.backends.tensorrt import precision as precisions_of
 from edgemp.backends.tensorrt.library import INSTALL, Library, capability, library, sm
-from edgemp.backends.tensorrt.plan import BuildPlan, BuiltFor, digest, read_plan
+from edgemp.backends.tensorrt.plan import (
+    BuildPlan,
+    BuiltFor,
+    digest,
+    read_plan,
+    with_seen_inputs,
+)
 from edgemp.errors import BackendError, ToolchainMissing
 from edgemp.network import Network
 from edgemp.target import Target
@@ -55,7 +61,7 @@ class NvidiaBackend(BackendDefaults):
         return precisions_of.offered(target)
 
     def prepare(self, network: Network, target: Target, precision: str, folder: Path) -> Network:
-        return precisions_of.typed(network, precision, folder)
+        return with_seen_inputs(precisions_of.typed(network, precision, folder))
 
     def compile(self, network: Network, target: Target, precision: str) -> Artifact:
         from edgemp.backends.tensorrt.cuda import Cuda

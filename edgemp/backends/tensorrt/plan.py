@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgemp.errors import BackendError, InputError
 from edgemp.network import Network
-from edgemp.tensor import Feed, TensorSpec
+from edgemp.tensor import TensorSpec
 
 Shape = tuple[int, ...]
 
@@ -83,6 +84,27 @@ def read_plan(files: Mapping[str, bytes], library: str) -> BuildPlan:
     return plan
 
 
+FACT = "tensorrt_inputs"
+"""Where `prepare` leaves what the samples showed: compiling a prepared network is given no samples."""
+
+SHAPE_ELEMENTS = 8
+"""Integer inputs with at most this many elements may be shapes; a tensor has at most 8 dimensions."""
+
+
+def with_seen_inputs(network: Network) -> Network:
+    """The network with a record of its samples' shapes, and of the values of inputs that may be shapes."""
+    feeds = (*network.samples.calibration, *network.samples.held_out)
+    seen: dict[str, dict[str, list[list[int]]]] = {"shapes": {}, "values": {}}
+    for spec in network.inputs:
+        arrays = [np.asarray(feed[spec.name]) for feed in feeds]
+        if not spec.is_static:
+            seen["shapes"][spec.name] = [list(array.shape) for array in arrays]
+        integers = np.dtype(spec.dtype).kind in "iu" and len(spec.shape) <= 1
+        if integers and all(array.size <= SHAPE_ELEMENTS for array in arrays):
+            seen["values"][spec.name] = [[int(v) for v in array.ravel()] for array in arrays]
+    return replace(network, facts={**network.facts, FACT: seen})
+
+
 def profiles(network: Network) -> dict[str, Profile]:
     """Optimisation profiles of the inputs with dynamic dimensions, from the samples' shapes.
 
@@ -96,21 +118,20 @@ def profiles(network: Network) -> dict[str, Profile]:
     for spec in network.inputs:
         if spec.is_static:
             continue
-        seen = [feed[spec.name].shape for feed in _feeds(network)]
+        seen = _seen(network, "shapes", spec.name)
         if not seen:
             raise BackendError(
                 f"{network.name}: input {spec.name!r} is {spec}: TensorRT needs the smallest, the usual "
                 f"and the largest shape; give samples of these shapes, or shapes: {{{spec.name}: [...]}}"
             )
+        columns = list(zip(*seen, strict=True))
         found[spec.name] = Profile(
             min=tuple(
                 want if want is not None else (1 if axis == 0 else min(dims))
-                for axis, (want, dims) in enumerate(
-                    zip(spec.shape, zip(*seen, strict=True), strict=True)
-                )
+                for axis, (want, dims) in enumerate(zip(spec.shape, columns, strict=True))
             ),
             opt=_usual(seen),
-            max=tuple(max(dims) for dims in zip(*seen, strict=True)),
+            max=tuple(map(max, columns)),
         )
     return found
 
@@ -123,7 +144,7 @@ def shape_values(network: Network, names: tuple[str, ...]) -> dict[str, Profile]
     """
     found = {}
     for name in names:
-        seen = [tuple(int(v) for v in np.ravel(feed[name])) for feed in _feeds(network)]
+        seen = _seen(network, "values", name)
         if not seen:
             raise BackendError(
                 f"{network.name}: input {name!r} is a shape; give samples of its values"
@@ -135,9 +156,9 @@ def shape_values(network: Network, names: tuple[str, ...]) -> dict[str, Profile]
     return found
 
 
-def _feeds(network: Network) -> tuple[Feed, ...]:
-    # Only shapes are read here, so held-out samples count as well.
-    return (*network.samples.calibration, *network.samples.held_out)
+def _seen(network: Network, what: str, name: str) -> list[Shape]:
+    facts = network.facts.get(FACT) or with_seen_inputs(network).facts[FACT]
+    return [tuple(item) for item in facts[what].get(name, ())]
 
 
 def _usual(seen: list[Shape]) -> Shape:

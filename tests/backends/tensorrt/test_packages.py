@@ -19,6 +19,7 @@ from edgemp.backends.tensorrt import TensorRtBackend, TensorRtRtxBackend
 from edgemp.errors import BackendError, InputError, ToolchainMissing
 from edgemp.fidelity import cosine
 from edgemp.network import Network
+from edgemp.samples import Samples
 from edgemp.target import Target, load_target
 from tests import networks
 
@@ -132,6 +133,40 @@ def test_profiles_span_the_samples_shapes(mlp: Network, tmp_path: Path) -> None:
     _, package = packed("tensorrt_rtx", mlp, ADA, "fp32", tmp_path / "p")
     stated = json.loads(package.files["package.json"])["profiles"]
     assert stated == {"x": {"min": [1, 12], "opt": [3, 12], "max": [3, 12]}}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_prepared_network_needs_no_samples_to_be_packed(
+    precision: str, mlp: Network, tmp_path: Path
+) -> None:
+    """Compiling happens in another process, which is given the prepared network without its samples."""
+    folder = tmp_path / precision
+    folder.mkdir()
+    prepared = TensorRtRtxBackend().prepare(mlp, ADA, precision, folder)
+    replace(prepared, samples=Samples(), reference=()).save(folder / "network")
+    again = Network.load(folder / "network")
+    for name, target in CASES:
+        package = load_backend(name).defer(again, target, precision)
+        stated = json.loads(package.files["package.json"])["profiles"]
+        assert stated == {"x": {"min": [1, 12], "opt": [3, 12], "max": [3, 12]}}
+
+
+def test_an_input_that_is_a_shape_is_given_values(tmp_path: Path) -> None:
+    model = networks.model(
+        [
+            helper.make_node("Reshape", ["x", "to"], ["r"], name="reshape"),
+            helper.make_node("Relu", ["r"], ["y"], name="relu"),
+        ],
+        {"x": (TensorProto.FLOAT, [2, 6]), "to": (TensorProto.INT64, [2])},
+        {"y": (TensorProto.FLOAT, ["a", "b"])},
+    )
+    shapes = np.array([[3, 4], [3, 4], [4, 3], [2, 6]], np.int64)
+    arrays = {"x": networks.samples(4, (2, 6)), "to": shapes}
+    network = networks.network(model, arrays, tmp_path / "n")
+    _, package = packed("tensorrt_rtx", network, ADA, "fp32", tmp_path / "p")
+    stated = json.loads(package.files["package.json"])
+    assert stated["profiles"] == {}
+    assert stated["shapes"] == {"to": {"min": [2, 3], "opt": [3, 4], "max": [4, 6]}}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "fp8"])

@@ -12,7 +12,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemp.backends.tensorrt.precision import offered, typed
-from edgemp.backends.tensorrt.quantized import calibrate, half_scale, largest_values, sites
+from edgemp.backends.tensorrt.quantized import (
+    NOISE,
+    calibrate,
+    half_scale,
+    largest_values,
+    quiet,
+    sites,
+)
 from edgemp.errors import BackendError
 from edgemp.network import Network
 from edgemp.samples import Samples
@@ -85,18 +92,21 @@ def test_an_outlier_is_clipped_where_that_loses_less(conv: Network) -> None:
     assert plain.noise["x"] < spiked.noise["x"]
 
 
-def test_a_node_whose_input_int8_would_drown_in_noise_stays_half(
-    conv: Network, tmp_path: Path
-) -> None:
-    folders = [tmp_path / name for name in ("quiet", "noisy")]
-    for folder in folders:
-        folder.mkdir()
-    assert typed(conv, "int8", folders[0]).facts["too_noisy_nodes"] == []
-    noisy = typed(with_outlier(conv, 60.0), "int8", folders[1])
-    assert noisy.facts["too_noisy_nodes"] == ["conv_1"]
-    assert noisy.facts["quantized_nodes"] == 1
-    model = onnx.load(str(noisy.model))
-    assert {n.name for n in model.graph.node if n.op_type == "QuantizeLinear"} == {"quantize__b"}
+def test_a_node_whose_input_int8_would_drown_in_noise_stays_half(conv: Network) -> None:
+    model = networks.conv_model()
+    plain = calibrate(model, conv, ["x", "b"])
+    assert [s.node.name for s in quiet(sites(model), plain)] == ["conv_1", "conv_2"]
+    # One large value among many small ones: int8's steps are as large as those.
+    spiked = [{"x": feed["x"] * np.float32(0.01)} for feed in conv.samples.calibration]
+    for feed in spiked:
+        feed["x"][0, 0, 0, 0] = 1.0
+    spiky = replace(conv, samples=replace(conv.samples, calibration=tuple(spiked)))
+    noisy = calibrate(model, spiky, ["x"])
+    assert noisy.noise["x"] > NOISE > plain.noise["x"]
+    mixed = replace(plain, noise={**plain.noise, **noisy.noise})
+    assert [s.node.name for s in quiet(sites(model), mixed)] == ["conv_2"]
+    hopeless = replace(plain, noise={"x": 0.1, "b": 0.1})
+    assert len(quiet(sites(model), hopeless)) == 2
 
 
 def test_held_out_samples_never_calibrate(conv: Network, tmp_path: Path) -> None:
