@@ -94,7 +94,7 @@ def _conv(graph: Graph, node: Any) -> Kernel | None:
     shape = graph.shape(x)
     if w is None or w.ndim != 4 or not _floats(graph, x) or shape is None or len(shape) != 4:
         return None
-    if attribute(node, "auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"} or 0 in shape:
+    if 0 in shape:
         return None
     bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     if len(node.input) > 2 and node.input[2] and bias is None:
@@ -103,7 +103,7 @@ def _conv(graph: Graph, node: Any) -> Kernel | None:
     oc, _, kh, kw = w.shape
     sh, sw = attribute(node, "strides", [1, 1])
     dh, dw = attribute(node, "dilations", [1, 1])
-    top, left, bottom, right = attribute(node, "pads", [0, 0, 0, 0])
+    top, left, bottom, right = _pads(node, (ih, iw), (kh, kw), (sh, sw), (dh, dw))
     groups = attribute(node, "group", 1)
     geometry = Convolution(
         *(n, ic, ih, iw, oc, kh, kw, sh, sw, dh, dw), *(top, left, bottom, right), groups
@@ -112,6 +112,28 @@ def _conv(graph: Graph, node: Any) -> Kernel | None:
         return None
     kernel = Kernel("conv2d", [node], [x], node.output[0], weight=w, bias=bias, geometry=geometry)
     return _with_epilogue(graph, kernel, channels=geometry.oc, axis=1)
+
+
+def _pads(
+    node: Any,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right; an odd pixel of SAME_UPPER goes to the end."""
+    mode = attribute(node, "auto_pad", b"NOTSET")
+    if mode == b"NOTSET":
+        top, left, bottom, right = attribute(node, "pads", [0, 0, 0, 0])
+        return top, left, bottom, right
+    starts, ends = [0, 0], [0, 0]
+    for axis in range(2) if mode != b"VALID" else ():
+        count = -(-size[axis] // stride[axis])
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        whole = max(0, (count - 1) * stride[axis] + reach - size[axis])
+        starts[axis] = whole // 2 if mode == b"SAME_UPPER" else whole - whole // 2
+        ends[axis] = whole - starts[axis]
+    return starts[0], starts[1], ends[0], ends[1]
 
 
 def _gemm(graph: Graph, node: Any) -> Kernel | None:

@@ -138,7 +138,7 @@ def test_a_damaged_library_is_refused_before_the_dynamic_linker_sees_it(
 ) -> None:
     content = DAMAGE[damage](host[0].files["model.so"])
     check_library(host[0].files["model.so"], "x86_64")
-    with pytest.raises(BackendError, match="tvm cannot load the network: model\.so .*"):
+    with pytest.raises(BackendError, match=r"tvm cannot load the network: model\.so .*"):
         TvmBackend().open(replace(host[0], files={"model.so": content}), HOST)
 
 
@@ -150,7 +150,7 @@ def test_a_library_that_is_no_network_is_a_clear_error(
     cpu = processor(HOST)
     link(cpu, tmp_path / "empty.so", [str(kernels_object(cpu))])
     files = {"model.so": (tmp_path / "empty.so").read_bytes()}
-    with pytest.raises(BackendError, match="tvm cannot load the network: ."):
+    with pytest.raises(BackendError, match=r"tvm cannot load the network: ."):
         TvmBackend().open(replace(host[0], files=files), HOST)
 
 

@@ -96,6 +96,20 @@ def test_an_activation_after_a_convolution_runs_in_the_same_kernel(
     run(model, arrays, tmp_path, [f"edgemp conv2d + {activation}"])
 
 
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_padding_that_onnx_leaves_to_the_engine_is_worked_out(
+    auto_pad: str, tmp_path: Path
+) -> None:
+    height, width = (4, 5) if auto_pad == "VALID" else (5, 6)
+    model = networks.model(
+        [helper.make_node("Conv", ["x", "w"], ["y"], auto_pad=auto_pad, strides=[2, 2])],
+        {"x": (FLOAT, [1, 3, 9, 12])},
+        {"y": (FLOAT, [1, 4, height, width])},
+        [networks.weight("w", 4, 3, 2, 3)],
+    )
+    run(model, {"x": networks.samples(2, (1, 3, 9, 12))}, tmp_path, ["edgemp conv2d"])
+
+
 def test_bias_residual_and_activation_join_a_matrix_product(tmp_path: Path) -> None:
     model = networks.model(
         [
