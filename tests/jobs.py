@@ -31,6 +31,10 @@ class Jobs:
     def hoard(self, megabytes: int) -> int:
         return len([bytearray(1 << 20) for _ in range(megabytes) if time.sleep(0.002) is None])
 
+    def hoard_in_a_child(self, megabytes: int) -> int:
+        code = f"import time; kept = bytearray(b'x') * ({megabytes} << 20); time.sleep(60)"
+        return subprocess.run([sys.executable, "-c", code], check=False).returncode
+
     def chatter(self) -> str:
         print("an engine's banner")
         os.write(1, b"from native code\n")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import psutil
 import pytest
@@ -88,6 +89,26 @@ def test_an_idle_worker_uses_no_processor_even_if_its_threads_spin(start: Start)
     time.sleep(0.5)
     assert sum(process.cpu_times()[:2]) - before < 0.1
     assert worker.ask("double", value=5) == 10
+
+
+def test_a_command_runs_in_its_own_environment_and_its_scratch_folder_goes_with_it(
+    tmp_path: Path,
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "tests.jobs"]
+    with Worker(Limits(), environment, command=command, scratch=scratch) as worker:
+        assert worker.ask("double", value=2) == 4
+        assert psutil.Process(worker._process.pid).environ() == environment
+        assert scratch.exists()
+    assert not scratch.exists()
+
+
+def test_memory_of_a_workers_children_counts(start: Start) -> None:
+    worker = start(memory_bytes=300 << 20)
+    with pytest.raises(TrialError, match="out of memory: hoard_in_a_child"):
+        worker.ask("hoard_in_a_child", megabytes=600)
 
 
 def test_closing_ends_what_the_worker_started(start: Start) -> None:
