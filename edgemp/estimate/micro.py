@@ -98,19 +98,24 @@ class MatrixCase:
 
 
 def products(m: int, k: int, n: int, pairs: int = 2) -> MatrixCase:
-    """[m, k] x [k, n], then [m, n] x [n, k], `pairs` times."""
+    """[m, k] x [k, n], then [m, n] x [n, k], `pairs` times; only the first if `pairs` is 0."""
 
     def build(quantized: bool) -> Any:
         graph = Builder((1, m, k), quantized)
-        for inner, width in ((k, n), (n, k)) * pairs:
+        for inner, width in _steps(k, n, pairs):
             graph.quantize()
             graph.node("MatMul", graph.value, graph.weight(inner, width, fan_in=inner))
         graph.quantize()
         graph.node("ReduceMax", graph.value, keepdims=0)
         return graph.model()
 
-    pair = (Matrix("product", m, n, k), Matrix("product", m, k, n))
-    return MatrixCase(build, pair * pairs)
+    steps = _steps(k, n, pairs)
+    return MatrixCase(build, tuple(Matrix("product", m, width, inner) for inner, width in steps))
+
+
+def _steps(source: int, result: int, pairs: int) -> tuple[tuple[int, int], ...]:
+    """(from, to) of a chain. One there and back again cannot tell what comes in from what goes out."""
+    return ((source, result), (result, source)) * pairs or ((source, result),)
 
 
 def convs(pixels: int, inside: int, outside: int, window: int, pairs: int = 2) -> MatrixCase:
@@ -118,7 +123,7 @@ def convs(pixels: int, inside: int, outside: int, window: int, pairs: int = 2) -
 
     def build(quantized: bool) -> Any:
         graph = Builder((1, inside, pixels, pixels), quantized)
-        for source, result in ((inside, outside), (outside, inside)) * pairs:
+        for source, result in _steps(inside, outside, pairs):
             graph.quantize()
             fan_in = source * window**2
             weight = graph.weight(result, source, window, window, fan_in=fan_in)
@@ -128,12 +133,13 @@ def convs(pixels: int, inside: int, outside: int, window: int, pairs: int = 2) -
         return graph.model()
 
     kind: Any = "pointwise" if window == 1 else "conv"
-    area = pixels**2
-    pair = (
-        Matrix(kind, area, outside, inside * window**2),
-        Matrix(kind, area, inside, outside * window**2),
+    return MatrixCase(
+        build,
+        tuple(
+            Matrix(kind, pixels**2, result, source * window**2)
+            for source, result in _steps(inside, outside, pairs)
+        ),
     )
-    return MatrixCase(build, pair * pairs)
 
 
 def depthwise(pixels: int, channels: int, window: int, count: int = 3) -> MatrixCase:
@@ -196,6 +202,8 @@ MATRIX_CASES: dict[str, tuple[MatrixCase, ...]] = {
         products(256, 512, 512),
         products(256, 1024, 4096, 1),
         products(1024, 256, 1024, 1),
+        products(512, 64, 2048, 0),
+        products(512, 2048, 64, 0),
     ),
     "batched": (batched(4, 32, 32), batched(8, 64, 64), batched(8, 256, 32), batched(4, 512, 64)),
     "conv": (
@@ -216,6 +224,8 @@ MATRIX_CASES: dict[str, tuple[MatrixCase, ...]] = {
         convs(16, 128, 512, 1),
         convs(8, 256, 1024, 1),
         convs(1, 128, 512, 1, 4),
+        convs(64, 16, 512, 1, 0),
+        convs(64, 512, 16, 1, 0),
     ),
     "depthwise": (
         depthwise(128, 32, 3),
