@@ -13,6 +13,7 @@ from edgemp.backends.base import (
     Artifact,
     BackendDefaults,
     BuildPackage,
+    Estimate,
     NodePlacement,
     Placement,
     Precision,
@@ -159,6 +160,14 @@ class RockchipBackend(BackendDefaults):
         )
         how = f"rknn-toolkit2 {require(ROCKCHIP).version} simulator, {platform}"
         return Simulation(outputs, "simulated", how)
+
+    def estimate(self, network: Network, target: Target, precision: str) -> Estimate:
+        """For int8-hybrid fp16's estimate, from INT8's low end on: the toolkit mixes them as it compiles."""
+        if precision != "int8-hybrid":
+            return super().estimate(network, target, precision)
+        slow = super().estimate(network, target, "fp16")
+        fast = super().estimate(network, target, "int8")
+        return replace(slow, low_ms=min(slow.low_ms, fast.low_ms))
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         return RockchipSession(artifact, target)

@@ -178,3 +178,13 @@ def test_calibration_samples_travel_beside_the_model_and_count_in_its_digest(
         digests.append(prepared.digest)
     assert (tmp_path / "int8" / "model.calibration.npz").is_file()
     assert digests[0] != digests[1]
+
+
+def test_the_mixed_precision_is_estimated_between_its_two_parts(tmp_path: Path) -> None:
+    network = networks.network(networks.conv(), tmp_path)
+    mixed, slow, fast = (
+        RockchipBackend().estimate(network, load_target("rk3588"), name)
+        for name in ("int8-hybrid", "fp16", "int8")
+    )
+    assert mixed.low_ms <= fast.low_ms
+    assert mixed.low_ms < mixed.latency_ms == slow.latency_ms <= mixed.high_ms
