@@ -21,7 +21,7 @@ deps-arm: $(VENV)/.dev
 	$(BIN)/python -m edgemp.emulation install
 
 test-arm: deps-arm
-	$(BIN)/python -m pytest -m arm
+	$(BIN)/python -m pytest tests/arm
 
 test-rockchip: $(VENV)/.dev
 	$(BIN)/edgemp toolchain install rockchip

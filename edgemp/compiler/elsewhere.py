@@ -187,7 +187,7 @@ def _emulate(
     folder: Path,
     path: Path,
 ) -> None:
-    worker = emulated.worker(workshop.limits, folders=[workshop.cache.root])
+    worker = emulated.worker(folders=[workshop.cache.root])
     with worker:
         worker.ask("open", **_opening(workshop, network, candidate, folder))
         worker.ask("outputs", path=str(path), at_most=EMULATED_FEEDS)
