@@ -18,6 +18,7 @@ from edgemp.backends.base import (
     Simulation,
 )
 from edgemp.backends.tensorrt import precision as precisions_of
+from edgemp.backends.tensorrt.graph import named
 from edgemp.backends.tensorrt.library import INSTALL, Library, capability, library, sm
 from edgemp.backends.tensorrt.plan import (
     BuildPlan,
@@ -318,24 +319,6 @@ class TensorRtBackend(NvidiaBackend):
         return self._package(
             network, plan, model, checked, unchecked, from_graph(model, ()), {}, parser
         )
-
-
-def named(source: Path | bytes) -> Any:
-    """A model (with its external data) in which every node has a name of its own.
-
-    Dynamic dimensions of inputs lose names such as "?" or "-1": the builder takes dimensions of one name
-    to be equal, and Paddle's exporter calls all of them alike.
-    """
-    import onnx
-
-    from edgemp.backends.tensorrt.half import with_names
-
-    model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source))
-    for value in model.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.HasField("dim_param") and not dim.dim_param.isidentifier():
-                dim.ClearField("dim_param")
-    return with_names(model)
 
 
 def _parser() -> Library | None:

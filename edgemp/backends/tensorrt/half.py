@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from edgemp.backends.tensorrt.graph import constants_as_initializers
+
 FLOAT16_MAX = 65504.0
 HEADROOM = 4.0
 """Activations that came within this factor of float16's largest value while calibrating stay float32."""
@@ -244,35 +246,3 @@ def _inner(graph: Any) -> set[str]:
 def _outer_names(graph: Any) -> set[str]:
     names = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
     return names | _inner(graph)
-
-
-def constants_as_initializers(model: Any) -> Any:
-    """A copy in which top-level Constant nodes are initializers, and every node has a name of its own."""
-    import onnx
-    from onnx import numpy_helper
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    nodes = []
-    for node in copy.graph.node:
-        value = next((a for a in node.attribute if a.name == "value"), None)
-        if node.op_type == "Constant" and value is not None:
-            tensor = numpy_helper.from_array(numpy_helper.to_array(value.t), node.output[0])
-            copy.graph.initializer.append(tensor)
-        else:
-            nodes.append(node)
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
-    return with_names(copy)
-
-
-def with_names(model: Any) -> Any:
-    """Give every node of `model` (changed in place) a name of its own, so that verdicts can name it."""
-    taken: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        name = node.name or f"{node.op_type}_{index}"
-        while name in taken:
-            name = f"{name}_{index}"
-        node.name = name
-        taken.add(name)
-    return model

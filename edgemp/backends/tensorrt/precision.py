@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgemp.backends.base import Precision
-from edgemp.backends.tensorrt.half import constants_as_initializers, to_half
+from edgemp.backends.tensorrt.graph import constants_as_initializers, read
+from edgemp.backends.tensorrt.half import to_half
 from edgemp.backends.tensorrt.library import OPTION, at_least, gpu
 from edgemp.backends.tensorrt.quantized import (
     OPSET,
@@ -59,7 +60,7 @@ def typed(network: Network, precision: str, folder: Path) -> Network:
 
     if precision == "fp32":
         return network
-    model = constants_as_initializers(onnx.load(str(network.model)))
+    model = constants_as_initializers(read(network.model))
     facts: dict[str, object] = {}
     if precision == "fp16":
         largest = largest_values(model, network.samples.calibration[:CALIBRATED_HALF])

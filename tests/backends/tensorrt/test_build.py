@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgemp.backends.tensorrt import TensorRtBackend, TensorRtRtxBackend
 from edgemp.backends.tensorrt.build import build
-from edgemp.backends.tensorrt.half import with_names
+from edgemp.backends.tensorrt.graph import with_names
 from edgemp.backends.tensorrt.library import library, nearest, sm
 from edgemp.backends.tensorrt.locate import failing_node, prefix
 from edgemp.backends.tensorrt.operators import refusals

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgemp.backends.tensorrt.half import FLOAT16_MAX, to_half, with_names
+from edgemp.backends.tensorrt.graph import with_names
+from edgemp.backends.tensorrt.half import FLOAT16_MAX, to_half
 from edgemp.fidelity import cosine
 from tests import networks
 from tests.networks import weight
