@@ -117,6 +117,7 @@ class TvmBackend(BackendDefaults):
 
         from edgemp.backends.tvm.lower import lower
         from edgemp.backends.tvm.prepare import refuse_unknown
+        from edgemp.backends.tvm.records import records
         from edgemp.backends.tvm.toolchain import processor
         from edgemp.ingest.onnx_file import read_onnx
 
@@ -128,7 +129,8 @@ class TvmBackend(BackendDefaults):
         if refused:
             names = ", ".join(f"{node.node} ({node.op})" for node in refused[:8])
             raise UnsupportedOpError(f"tvm does not implement {len(refused)} node(s): {names}")
-        return lower(onnx.shape_inference.infer_shapes(model, data_prop=True), cpu)
+        shaped = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return lower(shaped, cpu, records(cpu))
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         from edgemp.backends.tvm.session import TvmSession

@@ -12,9 +12,10 @@ from typing import Any
 from edgemp.backends.base import NodePlacement
 from edgemp.backends.tvm.calls import constants, function
 from edgemp.backends.tvm.graph import Graph
+from edgemp.backends.tvm.records import Records, apply_records
 from edgemp.backends.tvm.schedule import scheduled
 from edgemp.backends.tvm.selection import Kernel, select
-from edgemp.backends.tvm.toolchain import Processor, kernels_object, link
+from edgemp.backends.tvm.toolchain import Processor, Tile, kernels_object, link
 from edgemp.errors import UnsupportedOpError
 
 KERNEL = "EdgempKernel"
@@ -25,7 +26,7 @@ class Lowered:
     """`module` is Relax after fusion and scheduling; `calls` is what `main` calls, in order.
 
     `unscheduled` names the functions whose loops stayed as TVM wrote them, `tuned` those that took a
-    tuning record.
+    tuning record, of what `records` describes.
     """
 
     module: Any
@@ -35,21 +36,33 @@ class Lowered:
     records: str = ""
 
 
-def lower(model: Any, cpu: Processor, kernels: bool = True, records: Path | None = None) -> Lowered:
-    """Import, fuse and schedule a prepared model (`edgemp.backends.tvm.prepare`).
+def lower(model: Any, cpu: Processor, found: Records | None = None) -> Lowered:
+    """Import, fuse and schedule a prepared model, by records where there are any.
 
     Raises:
         UnsupportedOpError: if TVM's ONNX importer refuses a node.
     """
     import tvm
+
+    module, called = fused(model, cpu)
+    tuned: tuple[str, ...] = ()
+    about = ""
+    if found is not None and found.count:
+        module, tuned = apply_records(module, tvm.target.Target(cpu.llvm()), found.folder)
+        about = found.describe(cpu)
+    module, left = scheduled(module, cpu.tile.lanes)
+    return Lowered(module, _calls(module, called, set(tuned)), tuple(left), tuned, about)
+
+
+def fused(model: Any, cpu: Processor) -> tuple[Any, dict[str, list[Kernel]]]:
+    """The module with the kernels' functions and fused ones without a schedule."""
+    import tvm
     from tvm import relax
 
     graph = Graph(model)
-    chosen = select(graph) if kernels else []
-    module, called = _imported(model, graph, chosen, cpu)
+    module, called = _imported(model, graph, select(graph), cpu)
     passes = relax.transform
-    target = tvm.target.Target(cpu.llvm())
-    with target:
+    with tvm.target.Target(cpu.llvm()):
         module = tvm.transform.Sequential(
             [
                 passes.DecomposeOpsForInference(),
@@ -64,13 +77,18 @@ def lower(model: Any, cpu: Processor, kernels: bool = True, records: Path | None
                 passes.DeadCodeElimination(),
             ]
         )(module)
-        tuned: tuple[str, ...] = ()
-        if records is not None:
-            from edgemp.backends.tvm.records import apply_records
+    return module, called
 
-            module, tuned = apply_records(module, target, records)
-        module, left = scheduled(module, cpu.tile.lanes)
-    return Lowered(module, _calls(module, called, set(tuned)), tuple(left), tuned)
+
+def imported(model: Any) -> Any:
+    """The module as TVM's importer makes it, without any kernel of edgemp's.
+
+    Raises:
+        UnsupportedOpError: if the importer refuses a node.
+    """
+    cpu = Processor("x86_64", "x86-64", 1, Tile(4, 8, 4))  # no kernel, so it decides nothing
+    module, _ = _imported(model, Graph(model), [], cpu)
+    return module
 
 
 def build(lowered: Lowered, cpu: Processor) -> Any:

@@ -1,0 +1,228 @@
+"""Tuning the functions that TVM generates, one task at a time, each in a process of its own.
+
+MetaSchedule (Shao et al., 2022, "Tensor Program Optimization with Probabilistic Programs") draws
+schedules, runs them on this machine and keeps what it measured. It has crashed in native code: a task
+that does is reported, and the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from edgemp.backends.tvm.records import Records, create, records
+from edgemp.backends.tvm.toolchain import Processor, processor
+from edgemp.compiler.cache import StageCache
+from edgemp.errors import BackendError, EdgempError, ToolchainMissing
+from edgemp.isolate import Limits, Worker, serve
+from edgemp.network import Network
+from edgemp.target import Target
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One function to tune; `iterations` is its number of innermost loop steps."""
+
+    name: str
+    network: str
+    index: int
+    iterations: float
+    measured: int
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a tuning run did."""
+
+    records: Records
+    tasks: tuple[Task, ...]
+    measured: int
+    failed: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def tune(
+    networks: Mapping[str, Network],
+    target: Target,
+    trials: int,
+    seconds: float,
+    cache: StageCache,
+    tell: Tell = lambda _: None,
+) -> Tuned:
+    """Measure up to `trials` schedules per task, the largest tasks first, for at most `seconds`.
+
+    Tasks that have as many records already are skipped, so that a run goes on where another stopped.
+
+    Raises:
+        BackendError: if code for `target` does not run on this machine.
+        ToolchainMissing: if MetaSchedule's C++ compiler is missing.
+    """
+    cpu = processor(target)
+    if not target.runs_here:
+        raise BackendError(
+            f"tuning measures on the device itself, and target {target.name} ({cpu.arch} {cpu.mcpu}) "
+            "does not run here; carry over the records of a similar processor with --import"
+        )
+    if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise ToolchainMissing("MetaSchedule links with g++ or clang++; install one, or set CXX")
+    found = records(cpu, cache)
+    create(found)
+    began = monotonic()
+    folders = _prepared(networks, target, cache)
+    tasks: list[Task] = []
+    for name, folder in folders.items():
+        with Worker(Limits(600.0), module=__name__) as worker:
+            listed = worker.ask(
+                "tasks", network=str(folder), target=_data(target), records=str(found.folder)
+            )
+        tasks += [Task(network=name, **item) for item in listed]
+    tasks.sort(key=lambda task: -task.iterations)
+    done = 0
+    failed: list[str] = []
+    skipped: list[str] = []
+    for number, task in enumerate(tasks, 1):
+        left = seconds - (monotonic() - began)
+        where = f"{number}/{len(tasks)} {task.network}: {task.name}"
+        if task.measured >= trials or left <= 0:
+            skipped.append(task.name)
+            tell(f"{where}: {'has its records' if left > 0 else 'no time left'}")
+            continue
+        before = found.count
+        try:
+            with Worker(Limits(max(30.0, left)), module=__name__) as worker:
+                worker.ask(
+                    "tune",
+                    network=str(folders[task.network]),
+                    target=_data(target),
+                    records=str(found.folder),
+                    index=task.index,
+                    trials=trials - task.measured,
+                )
+        except EdgempError as error:
+            failed.append(f"{task.name}: {error}")
+        done += found.count - before
+        tell(f"{where}: {found.count - before} measured")
+    return Tuned(found, tuple(tasks), done, tuple(failed), tuple(skipped))
+
+
+def _data(target: Target) -> dict[str, Any]:
+    return target.model_dump(mode="json")
+
+
+def _prepared(
+    networks: Mapping[str, Network], target: Target, cache: StageCache
+) -> dict[str, Path]:
+    """Prepared networks on disk, for workers to load."""
+    from edgemp.backends.tvm.backend import TvmBackend
+
+    folders = {}
+    for name, network in networks.items():
+
+        def build(folder: Path, network: Network = network) -> dict[str, Any]:
+            TvmBackend().prepare(network, target, "fp32", folder).save(folder / "network")
+            return {}
+
+        key = {"network": network.digest, "inputs": [s.model_dump() for s in network.inputs]}
+        folder, _ = cache.stage("tvm-tuning", key, build)
+        folders[name] = folder / "network"
+    return folders
+
+
+class _Job:
+    """The child's side."""
+
+    def tasks(self, network: str, target: dict[str, Any], records: str) -> list[dict[str, Any]]:
+        """Every function of a network that no kernel covers."""
+        _, extracted = _extracted(network, target)
+        measured = _measured(Path(records), extracted)
+        return [
+            {
+                "name": str(task.task_name),
+                "index": index,
+                "iterations": _iterations(task),
+                "measured": measured[index],
+            }
+            for index, task in enumerate(extracted)
+        ]
+
+    def tune(
+        self, network: str, target: dict[str, Any], records: str, index: int, trials: int
+    ) -> None:
+        from tvm.s_tir import meta_schedule as ms
+
+        cpu, extracted = _extracted(network, target)
+        contexts, weights = ms.relax_integration.extracted_tasks_to_tune_contexts(
+            [extracted[index]], work_dir=str(Path(records) / "logs"), num_threads=cpu.cores, seed=0
+        )
+        database = ms.database.JSONDatabase(*map(str, _files(Path(records))))
+        ms.tune.tune_tasks(
+            tasks=contexts,
+            task_weights=weights,
+            work_dir=str(Path(records) / "logs"),
+            max_trials_global=trials,
+            max_trials_per_task=trials,
+            num_trials_per_iter=min(32, trials),
+            database=database,
+        )
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    from edgemp.backends.tvm.records import DATABASE
+
+    return folder / DATABASE[0], folder / DATABASE[1]
+
+
+def _extracted(network: str, target: dict[str, Any]) -> tuple[Processor, list[Any]]:
+    import onnx
+    import tvm
+    from tvm.s_tir import meta_schedule as ms
+
+    from edgemp.backends.tvm.lower import fused
+
+    cpu = processor(Target.model_validate(target))
+    model = onnx.shape_inference.infer_shapes(
+        onnx.load(str(Network.load(Path(network)).model)), data_prop=True
+    )
+    module, _ = fused(model, cpu)
+    described = tvm.target.Target(cpu.llvm())
+    extracted = ms.relax_integration.extract_tasks(module, described)
+    return cpu, [task for task in extracted if not str(task.task_name).startswith("edgemp_")]
+
+
+def _measured(folder: Path, extracted: list[Any]) -> list[int]:
+    """How many records the database has for each task."""
+    from tvm.s_tir import meta_schedule as ms
+
+    database = ms.database.JSONDatabase(*map(str, _files(folder)))
+    counts = []
+    for task in extracted:
+        module = task.dispatched[0]
+        if not database.has_workload(module):
+            counts.append(0)
+            continue
+        counts.append(len(database.get_top_k(database.commit_workload(module), 1 << 20)))
+    return counts
+
+
+def _iterations(task: Any) -> float:
+    from tvm import s_tir
+
+    schedule = s_tir.Schedule(task.dispatched[0])
+    total = 0.0
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        steps = 1.0
+        for axis in schedule.get(block).iter_vars:
+            steps *= int(axis.dom.extent)
+        total += steps
+    return total
+
+
+if __name__ == "__main__":
+    serve(_Job())
