@@ -68,15 +68,18 @@ int check_conv(const edgemp::Geometry& g) {
 }  // namespace
 
 int main() {
+  const int64_t heights[] = {1, 7, 9}, lengths[] = {1, 15, 16, 17, 48, 50, 97};
+  const int64_t depths[] = {1, 3, 193, 260}, group_counts[] = {1, 2, 6};
+  const int64_t widths[] = {1, 5, 7, 16, 17, 40, 51}, kernels[] = {1, 3, 5};
   int wrong = 0;
-  for (int64_t m : {1, 7, 9})
-    for (int64_t n : {1, 15, 16, 17, 48, 50, 97})
-      for (int64_t k : {1, 3, 193, 260}) wrong += check_product(m, n, k);
-  for (int64_t groups : {1, 2, 6})
-    for (int64_t wide : {1, 5, 7, 16, 17, 40, 51})
-      for (int64_t stride : {1, 2, 3})
-        for (int64_t pad : {0, 1, 2})
-          for (int64_t kernel : {1, 3, 5}) {
+  for (int64_t m : heights)
+    for (int64_t n : lengths)
+      for (int64_t k : depths) wrong += check_product(m, n, k);
+  for (int64_t groups : group_counts)
+    for (int64_t wide : widths)
+      for (int64_t stride = 1; stride <= 3; ++stride)
+        for (int64_t pad = 0; pad <= 2; ++pad)
+          for (int64_t kernel : kernels) {
             const edgemp::Geometry g{1, 6, 5, wide, 18, kernel, kernel, stride, stride, 1, 1,
                                      pad, pad, pad, pad, groups};
             if (g.possible()) wrong += check_conv(g);
