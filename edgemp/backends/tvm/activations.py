@@ -83,12 +83,11 @@ def _bound(graph: Graph, node: Any, index: int, default: float) -> float | None:
 
 def _gated(graph: Graph, value: str, readers: list[Any]) -> Activation | None:
     """x * sigmoid(x), x * hardsigmoid(x)."""
-    gate: Any
-    product: Any
-    for gate, product in (readers, readers[::-1]):
+    for gate, product in ((readers[0], readers[1]), (readers[1], readers[0])):
         if product.op_type != "Mul" or set(product.input) != {value, gate.output[0]}:
             continue
-        if graph.only_consumer(gate.output[0]) is not product:
+        reader = graph.only_consumer(gate.output[0])
+        if reader is None or reader is not product:
             continue
         if gate.op_type == "Sigmoid":
             return Activation(SILU, (gate, product), product.output[0])

@@ -36,18 +36,23 @@ def runtime() -> Any:
         ToolchainMissing: if it is not installed.
     """
     with _PROCESS:
-        if "tvm" not in sys.modules:
-            os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
-            # Pinned threads would fight with the other engines' for one core, and idle ones that spin
-            # would steal cores from the next module's engine.
-            os.environ.setdefault("TVM_BIND_THREADS", "0")
-            os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
+        # Only while it is read: a child process of this one may be there to compile.
+        alone = "tvm" not in sys.modules and "TVM_USE_RUNTIME_LIB" not in os.environ
+        if alone:
+            os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+        # Pinned threads would fight with the other engines' for one core, and idle ones that spin would
+        # steal cores from the next module's engine.
+        os.environ.setdefault("TVM_BIND_THREADS", "0")
+        os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
         try:
             with without_torch():
                 import tvm
                 import tvm.runtime.vm
         except Exception as error:  # a broken installation may fail in any way
             raise ToolchainMissing(f"{error}; pip install 'edgemp[tvm]'") from None
+        finally:
+            if alone:
+                del os.environ["TVM_USE_RUNTIME_LIB"]
     return tvm
 
 

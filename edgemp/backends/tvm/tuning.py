@@ -1,4 +1,4 @@
-"""Tuning the functions that TVM generates, one task at a time, each in a process of its own.
+"""Tuning the functions that TVM generates, one task at a time, in a process of its own.
 
 MetaSchedule (Shao et al., 2022, "Tensor Program Optimization with Probabilistic Programs") draws
 schedules, runs them on this machine and keeps what it measured. It has crashed in native code: a task
@@ -18,12 +18,14 @@ from typing import Any
 from edgemp.backends.tvm.records import Records, create, records
 from edgemp.backends.tvm.toolchain import Processor, processor
 from edgemp.compiler.cache import StageCache
-from edgemp.errors import BackendError, EdgempError, ToolchainMissing
+from edgemp.errors import BackendError, EdgempError, ToolchainMissing, TrialError
 from edgemp.isolate import Limits, Worker, serve
 from edgemp.network import Network
 from edgemp.target import Target
 
 Tell = Callable[[str], None]
+LEAST_S = 120.0
+"""A request may take this long even where less time is left: a task is not cut off half-way."""
 
 
 @dataclass(frozen=True)
@@ -76,44 +78,69 @@ def tune(
     create(found)
     began = monotonic()
     folders = _prepared(networks, target, cache)
-    tasks: list[Task] = []
-    for name, folder in folders.items():
-        with Worker(Limits(600.0), module=__name__) as worker:
-            listed = worker.ask(
-                "tasks", network=str(folder), target=_data(target), records=str(found.folder)
-            )
-        tasks += [Task(network=name, **item) for item in listed]
-    tasks.sort(key=lambda task: -task.iterations)
-    done = 0
     failed: list[str] = []
     skipped: list[str] = []
-    for number, task in enumerate(tasks, 1):
-        left = seconds - (monotonic() - began)
-        where = f"{number}/{len(tasks)} {task.network}: {task.name}"
-        if task.measured >= trials or left <= 0:
-            skipped.append(task.name)
-            tell(f"{where}: {'has its records' if left > 0 else 'no time left'}")
-            continue
-        before = found.count
-        try:
-            with Worker(Limits(max(30.0, left)), module=__name__) as worker:
-                worker.ask(
+    done = 0
+    with _Child(max(LEAST_S, seconds)) as child:
+        tasks = [
+            Task(network=name, **item)
+            for name, folder in folders.items()
+            for item in child.ask("tasks", network=str(folder), **_where(target, found))
+        ]
+        tasks.sort(key=lambda task: -task.iterations)
+        for number, task in enumerate(tasks, 1):
+            left = seconds - (monotonic() - began)
+            where = f"{number}/{len(tasks)} {task.network}: {task.name}"
+            if task.measured >= trials or left <= 0:
+                skipped.append(task.name)
+                tell(f"{where}: {'has its records' if left > 0 else 'no time left'}")
+                continue
+            before = found.count
+            try:
+                child.ask(
                     "tune",
                     network=str(folders[task.network]),
-                    target=_data(target),
-                    records=str(found.folder),
+                    **_where(target, found),
                     index=task.index,
                     trials=trials - task.measured,
                 )
-        except EdgempError as error:
-            failed.append(f"{task.name}: {error}")
-        done += found.count - before
-        tell(f"{where}: {found.count - before} measured")
+            except EdgempError as error:
+                failed.append(f"{task.name}: {error}")
+            done += found.count - before
+            tell(f"{where}: {found.count - before} measured")
     return Tuned(found, tuple(tasks), done, tuple(failed), tuple(skipped))
 
 
-def _data(target: Target) -> dict[str, Any]:
-    return target.model_dump(mode="json")
+def _where(target: Target, found: Records) -> dict[str, Any]:
+    return {"target": target.model_dump(mode="json"), "records": str(found.folder)}
+
+
+class _Child:
+    """A process that tunes, started anew after a crash: importing MetaSchedule takes seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._limits = Limits(seconds)
+        self._worker: Worker | None = None
+
+    def ask(self, request: str, **arguments: Any) -> Any:
+        if self._worker is None:
+            self._worker = Worker(self._limits, module=__name__)
+        try:
+            return self._worker.ask(request, **arguments)
+        except TrialError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _prepared(
@@ -159,13 +186,13 @@ class _Job:
 
         cpu, extracted = _extracted(network, target)
         contexts, weights = ms.relax_integration.extracted_tasks_to_tune_contexts(
-            [extracted[index]], work_dir=str(Path(records) / "logs"), num_threads=cpu.cores, seed=0
+            [extracted[index]], work_dir=records, num_threads=cpu.cores, seed=0
         )
         database = ms.database.JSONDatabase(*map(str, _files(Path(records))))
         ms.tune.tune_tasks(
             tasks=contexts,
             task_weights=weights,
-            work_dir=str(Path(records) / "logs"),
+            work_dir=records,
             max_trials_global=trials,
             max_trials_per_task=trials,
             num_trials_per_iter=min(32, trials),

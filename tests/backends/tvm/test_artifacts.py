@@ -79,6 +79,8 @@ for feed, want in zip(feeds, expected, strict=True):
     np.testing.assert_allclose(session.run(feed)["y"], want["y"], rtol=1e-4, atol=1e-5)
 import tvm.base
 assert "tvm_compiler" not in tvm.base._LOADED_LIBS
+import os
+assert "TVM_USE_RUNTIME_LIB" not in os.environ  # a child process may compile
 assert not {{"onnx", "torch", "onnxruntime"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,0 +1,94 @@
+"""Tuning records: used when present, shipped as a file, marked when they come from another processor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgemp.backends.tvm import TvmBackend
+from edgemp.backends.tvm.records import (
+    RecordsError,
+    create,
+    export_records,
+    import_records,
+    label,
+    records,
+)
+from edgemp.backends.tvm.toolchain import processor
+from edgemp.backends.tvm.tuning import tune
+from edgemp.compiler.cache import StageCache
+from edgemp.errors import BackendError
+from edgemp.target import load_target
+from tests import networks
+
+pytest.importorskip("tvm", reason="needs TVM: pip install 'edgemp[tvm-compile]'")
+
+HOST = load_target("host")
+
+
+def test_without_tuning_there_are_no_records(tmp_path: Path) -> None:
+    found = records(processor(HOST), StageCache(tmp_path))
+    assert found.count == 0
+    assert found.describe(processor(HOST)) == ""
+
+
+def test_records_that_are_carried_over_say_where_they_were_measured(tmp_path: Path) -> None:
+    cpu, pi = processor(HOST), processor(load_target("rpi4"))
+    here = records(cpu, StageCache(tmp_path / "a"))
+    create(here)
+    (here.folder / "database_tuning_record.json").write_text("[0, 1]\n[0, 2]\n")
+    export_records(here, tmp_path / "records.json")
+    moved = import_records(tmp_path / "records.json", pi, StageCache(tmp_path / "b"))
+    again = records(pi, StageCache(tmp_path / "b"))
+    assert moved.count == again.count == 2
+    assert again.describe(pi) == f"2 records for {label(pi)}, carried over from {label(cpu)}"
+    assert records(cpu, StageCache(tmp_path / "b")).count == 0
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format": 1}', "[1, 2]", "\x00\x01"])
+def test_a_file_without_records_is_a_clear_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(RecordsError, match="holds no tuning records"):
+        import_records(tmp_path / "bad.json", processor(HOST), StageCache(tmp_path / "cache"))
+
+
+def test_records_of_another_version_of_tvm_are_refused(tmp_path: Path) -> None:
+    found = records(processor(HOST), StageCache(tmp_path / "cache"))
+    create(found)
+    export_records(found, tmp_path / "old.json")
+    document = json.loads((tmp_path / "old.json").read_text()) | {"tvm": "0.1"}
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    with pytest.raises(RecordsError, match=r"TVM 0\.1"):
+        import_records(tmp_path / "old.json", processor(HOST), StageCache(tmp_path / "cache"))
+
+
+def test_another_processor_is_not_tuned_here(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="does not run here"):
+        tune({}, load_target("rpi4"), 1, 1.0, StageCache(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_second_run_goes_on_from_what_the_first_measured_and_compiling_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "cache"))
+    arrays = {"x": networks.samples(4, (1, 3, 16, 16))}
+    network = networks.network(networks.conv_model(), arrays, tmp_path / "network")
+    cache = StageCache()
+    first = tune({"conv": network}, HOST, 2, 400.0, cache)
+    assert first.failed == ()
+    assert first.measured >= 2
+    second = tune({"conv": network}, HOST, 1, 400.0, cache)
+    assert second.measured == 0
+    assert "mean" in second.skipped
+    backend = TvmBackend()
+    prepared = backend.prepare(network, HOST, "fp32", tmp_path)
+    artifact = backend.compile(prepared, HOST, "fp32")
+    assert artifact.options["tuned"] == ["mean"]
+    assert artifact.options["records"].startswith(f"{first.records.count} records for ")
+    session = backend.open(artifact, HOST)
+    for feed, expected in zip(network.samples.held_out, network.reference, strict=True):
+        np.testing.assert_allclose(session.run(feed)["y"], expected["y"], rtol=1e-4, atol=1e-5)
