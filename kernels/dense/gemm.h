@@ -56,6 +56,7 @@ struct GemmCall {
 template <class S, class Slice>
 void gemm(const GemmCall& g, const Finish& finish, Slice slice) {
   constexpr int Width = Tile<S>::Width;
+  if (g.m0 == g.m1) return;
   for (int64_t p = g.n0; p < g.n1; ++p) {
     const int64_t column = p * Width;
     const int64_t corner = g.m0 * g.ldc + column;
