@@ -6,11 +6,14 @@ import ast
 import re
 from dataclasses import dataclass
 
+from edgemp.errors import BackendError
+
 _TABLE = "Network Layer Information Table"
 _ROW = re.compile(
     r"^[A-Z] RKNN: \[[^\]]*\]\s+\d+\s+(?P<op>\S+)\s+(?P<dtype>\S+)\s+(?P<unit>NPU|CPU|GPU)\s+"
-    r"\S+\s+\S+\s+(?P<ddr>\d+)/(?P<npu>\d+)/(?P<total>\d+)\s+\d+\s+(?P<name>.*\S)"
+    r"\S+\s+\S+\s+(?P<ddr>\d+)/(?P<npu>\d+)/(?P<total>\d+)\s+([\d.]+%\s+)?\d+\s+(?P<name>.*\S)"
 )
+_ANY_ROW = re.compile(r"^[A-Z] RKNN: \[[^\]]*\]\s+\d+\s+\S")
 _REWRITE = re.compile(
     r"^D\s+(?P<rule>\w+): remove node = (?P<removed>\[.*?\])(, add node = (?P<added>\[.*?\]))?\s*$"
 )
@@ -64,8 +67,11 @@ class Partition:
 def parse(log: str) -> Partition:
     """The partition that a verbose build printed; without a table there are no layers.
 
+    Raises:
+        BackendError: for a row of another form: a layer that is not counted would hide a fallback.
+
     The table's columns are ID, OpType, DataType, Target, InputShape, OutputShape, Cycles(DDR/NPU/Total),
-    RW(KB) and FullName, which is "OpType:name".
+    for RK3576 SparseRatio (empty where nothing is counted), RW(KB) and FullName, which is "OpType:name".
     """
     layers: list[Layer] = []
     rewrites: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
@@ -84,6 +90,10 @@ def parse(log: str) -> Partition:
                 layers.append(Layer(name, row["op"], row["unit"], row["dtype"], cycles))
         elif inside and "Tensor Information Table" in line:
             inside = False
+        elif inside and _ANY_ROW.match(line):
+            raise BackendError(
+                f"rknn-toolkit2's table of layers has an unknown row: {line.strip()}"
+            )
         elif found := _REWRITE.match(line):
             rewrites.append((_names(found["removed"]), _names(found["added"] or "[]")))
         elif found := _FOLDED.match(line):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from edgemp_rockchip_rknn.partition import parse
+
+from edgemp.errors import BackendError
 
 ROWS = (
     ("InputOperator", "INT64", "CPU", "\\", "(1,6)", "0/0/0", "InputOperator:tokens"),
@@ -72,3 +75,15 @@ def test_nodes_are_found_through_the_compiler_s_rewrites() -> None:
 
 def test_a_log_without_a_table_has_no_layers() -> None:
     assert parse("I rknn building ...\nE RKNN: Not Support Dtype: 2\n").layers == ()
+
+
+def test_the_column_that_rk3576_adds_does_not_hide_layers() -> None:
+    sparse = table().replace("28/230/230  ", "28/230/230  0%  ")
+    assert "0%" in sparse
+    assert parse(sparse).layers == parse(table()).layers
+
+
+def test_a_row_of_another_form_is_an_error_and_not_a_layer_less() -> None:
+    odd = table().replace("28/230/230", "28 of 230")
+    with pytest.raises(BackendError, match=r"unknown row: .*conv_1"):
+        parse(odd)

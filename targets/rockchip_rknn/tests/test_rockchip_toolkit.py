@@ -81,6 +81,22 @@ def test_a_network_with_cpu_fallbacks_says_which_nodes_and_is_simulated_closely(
 
 
 @toolchain
+@pytest.mark.parametrize("board", ["rk3588", "rk3576"])
+def test_no_layer_is_missing_from_either_board_s_partition(
+    backend: RockchipBackend, board: str, tmp_path: Path
+) -> None:
+    target = load_target(board)
+    network = networks.network(networks.conv(), tmp_path / "network")
+    artifact = backend.compile(
+        prepared(backend, network, target, "fp16", tmp_path / "fp16"), target, "fp16"
+    )
+    assert artifact.options["platform"] == board
+    assert artifact.options["npu_cycles"] > 0
+    assert [node.node for node in artifact.placement.nodes][:2] == ["conv_1", "conv_2"]
+    assert {node.unit for node in artifact.placement.nodes} == {"NPU"}
+
+
+@toolchain
 def test_every_node_of_a_network_is_placed_with_a_reason_for_a_fallback(
     backend: RockchipBackend, rk3588: Target, tmp_path: Path
 ) -> None:
