@@ -89,7 +89,7 @@ def import_records(path: Path, cpu: Processor, cache: StageCache | None = None) 
         same = document["format"] == FORMAT
         files = {name: str(document["files"][name]) for name in DATABASE}
         origin, made_with = str(document["origin"]), str(document["tvm"])
-        for line in "\n".join(files.values()).splitlines():
+        for line in filter(None, "\n".join(files.values()).splitlines()):
             json.loads(line)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordsError(f"{path} holds no tuning records: {type(error).__name__}") from None

@@ -7,8 +7,11 @@ that does is reported, and the others go on.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+import sys
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,10 @@ from edgemp.target import Target
 Tell = Callable[[str], None]
 LEAST_S = 120.0
 """A request may take this long even where less time is left: a task is not cut off half-way."""
+WORTH_TUNING = 2048
+"""Loop iterations below which a function takes less time than calling it does."""
+BUILD_S = 120.0
+"""Per schedule, with the start of a process and TVM's import in it."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +98,10 @@ def tune(
         for number, task in enumerate(tasks, 1):
             left = seconds - (monotonic() - began)
             where = f"{number}/{len(tasks)} {task.network}: {task.name}"
-            if task.measured >= trials or left <= 0:
+            if task.measured >= trials or task.iterations < WORTH_TUNING or left <= 0:
                 skipped.append(task.name)
-                tell(f"{where}: {'has its records' if left > 0 else 'no time left'}")
+                why = "has its records" if task.measured >= trials else "no time left"
+                tell(f"{where}: {'too small' if task.iterations < WORTH_TUNING else why}")
                 continue
             before = found.count
             try:
@@ -109,6 +117,20 @@ def tune(
             done += found.count - before
             tell(f"{where}: {found.count - before} measured")
     return Tuned(found, tuple(tasks), done, tuple(failed), tuple(skipped))
+
+
+def light_intrinsics() -> None:
+    """Keep TVM from parsing its GPU intrinsics, which takes longer than tuning a task does."""
+    from tvm import s_tir
+
+    name = "tvm.s_tir.tensor_intrin"
+    if name in sys.modules:
+        return
+    package = types.ModuleType(name)
+    package.__path__ = [str(Path(s_tir.__file__).parent / "tensor_intrin")]
+    sys.modules[name] = package
+    for part in ("x86", "arm_cpu"):
+        importlib.import_module(f"{name}.{part}")
 
 
 def _where(target: Target, found: Records) -> dict[str, Any]:
@@ -184,6 +206,7 @@ class _Job:
     ) -> None:
         from tvm.s_tir import meta_schedule as ms
 
+        light_intrinsics()
         cpu, extracted = _extracted(network, target)
         contexts, weights = ms.relax_integration.extracted_tasks_to_tune_contexts(
             [extracted[index]], work_dir=records, num_threads=cpu.cores, seed=0
@@ -196,6 +219,9 @@ class _Job:
             max_trials_global=trials,
             max_trials_per_task=trials,
             num_trials_per_iter=min(32, trials),
+            builder=ms.builder.LocalBuilder(
+                max_workers=cpu.cores, timeout_sec=BUILD_S, initializer=light_intrinsics
+            ),
             database=database,
         )
 
