@@ -70,6 +70,28 @@ def test_another_processor_is_not_tuned_here(tmp_path: Path) -> None:
         tune({}, load_target("rpi4"), 1, 1.0, StageCache(tmp_path))
 
 
+def test_the_command_takes_over_and_writes_files_of_records(tmp_path: Path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from edgemp.cli import tune as command
+
+    here = records(processor(HOST), StageCache(tmp_path / "a"))
+    create(here)
+    (here.folder / "database_tuning_record.json").write_text("[0, 1]\n")
+    export_records(here, tmp_path / "in.json")
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    command.register(app)
+    options = ["--target", "rpi4", "--cache", str(tmp_path / "b"), "--json"]
+    files = ["--import", str(tmp_path / "in.json"), "--records", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(app, ["tune", *options, *files])
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert (said["records"], said["origin"]) == (1, label(processor(HOST)))
+    assert (tmp_path / "out.json").read_text() == (tmp_path / "in.json").read_text()
+
+
 @pytest.mark.slow
 def test_a_second_run_goes_on_from_what_the_first_measured_and_compiling_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
