@@ -43,7 +43,7 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo $(PLUGINS:%=%/pyproject.toml)
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps $(PLUGINS:%=-e %)
+	$(PIP) --no-deps --no-build-isolation $(PLUGINS:%=-e %)
 	touch $@
 
 clean:

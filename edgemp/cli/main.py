@@ -12,6 +12,7 @@ from edgemp.errors import EdgempError
 
 COMMANDS = (
     "compile",
+    "estimate",
     "finish",
     "run",
     "bench",
@@ -19,6 +20,7 @@ COMMANDS = (
     "sign",
     "inspect",
     "targets",
+    "toolchain",
     "doctor",
     "schema",
     "cache",

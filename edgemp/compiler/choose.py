@@ -9,7 +9,7 @@ from math import isfinite
 from edgemp.compiler.trials import Trial
 from edgemp.errors import BudgetError, FidelityError
 
-PACKAGES = 2
+PACKAGES = 3
 """Build packages of one backend that travel with a module: the device times them against each other."""
 
 
@@ -47,7 +47,7 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
     """
     fit: dict[str, list[Trial]] = {}
     for name, tried in trials.items():
-        fit[name] = [t for t in tried if _eligible(t)]
+        fit[name] = _comparable([t for t in tried if _eligible(t)])
         if not fit[name]:
             packed = any(t.holds and t.package for t in tried)
             what = (
@@ -72,6 +72,13 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
 def _eligible(trial: Trial) -> bool:
     # A trial of this machine that ran but could not be timed has failed; elsewhere none is timed.
     return trial.holds and not trial.package and not trial.slower_than_untouched
+
+
+def _comparable(trials: list[Trial]) -> list[Trial]:
+    """Where nothing is known of latencies, only the untouched networks: none can be silently slower."""
+    if any(isfinite(trial.latency_ms) for trial in trials):
+        return trials
+    return [trial for trial in trials if trial.candidate.lossless] or trials
 
 
 def _packages(trials: Sequence[Trial]) -> tuple[Trial, ...]:
@@ -160,7 +167,7 @@ def _because(trial: Trial, fit: Sequence[Trial], budget: Budget) -> str:
         e = trial.estimate
         text = f"estimated at {e.latency_ms:.2f} ms ({e.low_ms:.2f} to {e.high_ms:.2f}), not timed"
     else:
-        return f"smallest of {len(fit)} candidates that hold the bound; the target gives no rates"
+        return "the untouched network, as the target gives no rates to compare candidates by"
     if not faster:
         return f"fastest of {len(fit)} candidates that hold the bound, {text}"
     return f"{text}; {len(faster)} faster candidates were passed over to fit the budget"
