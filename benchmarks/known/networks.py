@@ -178,7 +178,10 @@ def yolov5s(side: int = 640, act: str = "Silu", weights: bool = True) -> Any:
 
 
 def retinanet(side: int = 800, weights: bool = True) -> Any:
-    """RetinaNet with ResNeXt-50 32x4d (MLPerf's detector, 800 x 800, 264 classes, 9 anchors)."""
+    """RetinaNet with ResNeXt-50 32x4d (MLPerf's detector, 800 x 800, 264 classes, 9 anchors).
+
+    Each level has head weights of its own here, where the original shares them.
+    """
     graph = Graph(weights)
     x = graph.input("x", 1, 3, side, side)
     _, _, levels = _resnet_body(graph, x, 50, groups=32, base=4)

@@ -60,7 +60,8 @@ FIGURES = (
     _mlperf("ResNet-50", lambda: networks.resnet(50, weights=False), 0.636, "SingleStream"),
     _mlperf("ResNet-50 batch 64", lambda: networks.resnet(50, 64, weights=False),
             1e3 / 6423.63, "Offline", 64),
-    # 50th percentile 4,211,607 ns with SQuAD's lengths, 384 at most; 178 tokens are their mean.
+    # 50th percentile 4,211,607 ns with SQuAD's lengths, 384 at most; 178 tokens are our assumption of
+    # their mean, not a published figure.
     _mlperf("BERT-large 178 tokens", lambda: networks.bert(length=178, weights=False), 4.212,
             "SingleStream"),
     _mlperf("BERT-large 178 tokens batch 16", lambda: networks.bert(length=178, batch=16,
