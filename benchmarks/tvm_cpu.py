@@ -185,7 +185,6 @@ def profile(name: str, session: Any, feed: dict[str, Any], artifact: Artifact) -
     middle = {key: median(run.get(key, 0.0) for run in runs) for key in runs[0]}
     largest = sorted(middle.items(), key=lambda item: -item[1])[:8]
     whole = sum(middle.values())
-    share = {"of all %": 0.0}
     rows = []
     for function, ms in largest:
         share = {"of all %": round(100 * ms / whole, 1)}
