@@ -43,6 +43,8 @@ def runtime() -> Any:
         # Pinned threads would fight with the other engines' for one core, and idle ones that spin would
         # steal cores from the next module's engine.
         os.environ.setdefault("TVM_BIND_THREADS", "0")
+        # TVM takes every second core of an x86 machine for a hyper-thread, and leaves it idle.
+        os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
         os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
         try:
             with without_torch():
