@@ -154,7 +154,8 @@ class Simulation:
 class NodeEstimate:
     """One node: operations, bytes moved, microseconds, and the bound that holds.
 
-    `bound` is "matrix", "vector", "memory" or "launch".
+    `bound` is "matrix", "vector", "memory" or "launch". `energy_mj` is None where the target gives no
+    power.
     """
 
     node: str
@@ -164,6 +165,7 @@ class NodeEstimate:
     bytes_moved: float
     time_us: float
     bound: str
+    energy_mj: float | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,10 @@ class Backend(Protocol):
         """What is installed here. Never raises."""
         ...
 
+    def fingerprint(self, target: Target) -> str:
+        """State of the backend's own that compiling depends on (tuning records, say), for cache keys."""
+        ...
+
     def precisions(self, target: Target) -> tuple[Precision, ...]:
         """What the engine offers on `target`, the most exact first; empty if it has nothing for it."""
         ...
@@ -230,7 +236,11 @@ class Backend(Protocol):
         ...
 
     def prepare(self, network: Network, target: Target, precision: str, folder: Path) -> Network:
-        """The network as this engine takes it in `precision`; new files go into `folder`."""
+        """The network as this engine takes it in `precision`; new files go into `folder`.
+
+        Runs once for all precisions that share a `needs`. What `compile` and `defer` must know of the
+        samples belongs beside the model or into `facts`: they get the network without its samples.
+        """
         ...
 
     def compile(self, network: Network, target: Target, precision: str) -> Artifact:
@@ -289,6 +299,9 @@ class BackendDefaults:
     name: str
     plugin_api = EDGEMP_PLUGIN_API
 
+    def fingerprint(self, target: Target) -> str:
+        return ""
+
     def prepare(self, network: Network, target: Target, precision: str, folder: Path) -> Network:
         return network
 
@@ -311,7 +324,7 @@ class BackendDefaults:
         from edgemp.backends.roofline import roofline
 
         unit = next((p.unit for p in self.precisions(target) if p.name == precision), "CPU")
-        return roofline(network, target, precision, unit)
+        return roofline(network, target, precision, unit, self.name)
 
     def precisions(self, target: Target) -> tuple[Precision, ...]:
         return (Precision("fp32", lossless=True),)

@@ -69,7 +69,8 @@ def roofline(
         if precision.startswith("int8") and found.kind != "cpu":
             # Accelerators keep tensors in 8 bits between products, and the rest in 16.
             widths = Widths(1, 1, 2)
-        watts = max((m.watts.value for m in target.power_modes if m.watts), default=None)
+        # The first power mode is the one that the rates hold for.
+        watts = next((m.watts.value for m in target.power_modes if m.watts), None)
     kernels = kernels_of(graph, FUSIONS.get(backend, GENERAL), widths)
     return estimate_of(kernels, ceilings, unit, watts, network.name)
 
@@ -92,7 +93,7 @@ def estimate_of(
             "or simplify the graph"
         )
     weights = sum(kernel.weights for kernel in kernels)
-    nodes = [_timed(kernel, ceilings, unit, weights) for kernel in kernels if kernel.known]
+    nodes = [_timed(kernel, ceilings, unit, weights, watts) for kernel in kernels if kernel.known]
     mean = sum(node.time_us for node in nodes) / max(1, len(nodes))
     guessed = [
         NodeEstimate(k.name, k.op, unit, 0.0, k.bytes_moved, mean, "launch") for k in unknown
@@ -124,7 +125,9 @@ def _is_product(kernel: Kernel) -> bool:
     return bool(MATRIX_OPS & set(kernel.op.split("+")))
 
 
-def _timed(kernel: Kernel, ceilings: Ceilings, unit: str, all_weights: float) -> NodeEstimate:
+def _timed(
+    kernel: Kernel, ceilings: Ceilings, unit: str, all_weights: float, watts: float | None
+) -> NodeEstimate:
     matrix = sum(ceilings.matrix[m.kind].seconds(m) for m in kernel.matrices)
     vector = sum(ops / ceilings.vector[kind] for kind, ops in kernel.vector.items())
     memory = ceilings.memory_seconds(kernel.read + kernel.written, kernel.weights, all_weights)
@@ -132,12 +135,14 @@ def _timed(kernel: Kernel, ceilings: Ceilings, unit: str, all_weights: float) ->
     busy = max(matrix + vector, memory)
     parts = {"matrix": matrix, "vector": vector, "memory": memory, "launch": ceilings.launch_s}
     bound = max(parts, key=lambda part: parts[part])
+    seconds = busy + ceilings.launch_s
     return NodeEstimate(
         kernel.name,
         kernel.op,
         unit,
         kernel.operations,
         kernel.bytes_moved,
-        (busy + ceilings.launch_s) * 1e6,
+        seconds * 1e6,
         bound,
+        None if watts is None else watts * seconds * 1e3,
     )

@@ -13,6 +13,7 @@ from edgemp.errors import EdgempError
 COMMANDS = (
     "compile",
     "estimate",
+    "tune",
     "finish",
     "run",
     "bench",

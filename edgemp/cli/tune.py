@@ -90,10 +90,10 @@ def _tune(
 ) -> Tuned:
     from edgemp.backends.tvm.tuning import tune as tune_networks
     from edgemp.cli.output import Bars, console
-    from edgemp.estimate.pipeline import _networks
+    from edgemp.estimate.pipeline import networks_of
 
     with Bars(quiet=quiet) as bars:
-        networks = _networks(source, samples, stages, bars)
+        networks = networks_of(source, samples, stages, bars)
 
     def tell(line: str) -> None:
         if not quiet:

@@ -20,6 +20,9 @@ def verify(
     allow_fallback: Annotated[
         bool, typer.Option(help="Verify even if nodes run elsewhere than stated.")
     ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the thread counts that were chosen.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Replay the golden samples on this machine's engines and compare with the original's outputs.
@@ -32,7 +35,7 @@ def verify(
     from edgemp.runtime.replay import replay
 
     opened = read_bundle(bundle, public_key=key)
-    verdict = replay(opened, allow_fallback=allow_fallback)
+    verdict = replay(opened, allow_fallback=allow_fallback, threads=threads)
     if json:
         print_json({"bundle": str(bundle), "signature": opened.signed, **verdict.record()})
     else:

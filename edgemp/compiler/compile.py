@@ -61,7 +61,7 @@ def compile_pipeline(
     notes: list[str] = []
     steps = pipeline_steps(pipeline, samples)
     offered = offer(target, bool(steps), options.backends, options.precisions)
-    originals, networks, recording, steps_split = _ingest_all(
+    originals, networks, recording, steps_split = ingest_all(
         pipeline, steps, options, cache, progress
     )
     notes += offered.left_out
@@ -113,7 +113,7 @@ def _default_limits() -> Limits:
     return Limits(seconds=1200.0, memory_bytes=int(memory * 0.7))
 
 
-def _ingest_all(
+def ingest_all(
     pipeline: Pipeline,
     steps: Sequence[Mapping[str, Any]],
     options: Options,

@@ -24,6 +24,8 @@ from edgemp.target import Target
 
 EMULATED_FEEDS = 2
 """Held-out samples that code for another processor runs there, emulated and so tens of times slower."""
+FAR = 3.0
+"""Candidates estimated at more than this times the fastest on their unit are not built."""
 EMULATED = frozenset({"onnxruntime", "tvm"})
 """Backends whose engines are installed on the emulated device."""
 
@@ -38,10 +40,11 @@ class Plan:
 
 
 def plan(target: Target, network: Network, candidates: Sequence[Candidate]) -> Plan:
-    """Estimate every candidate, and drop those that cannot be the fastest on their compute unit.
+    """Estimate every candidate, and drop those that are far from the fastest on their compute unit.
 
-    A candidate is dropped if even the low end of its estimate lies above the high end of another's on
-    the same unit. The untouched network is never dropped, and neither is what cannot be estimated.
+    What is uncertain of an estimate is mostly the unit, which candidates share; so their middles are
+    compared: `FAR` times the fastest's is far. The untouched network is never dropped, and neither is
+    what cannot be estimated.
     """
     estimates: dict[Candidate, Estimate] = {}
     notes: list[str] = []
@@ -55,12 +58,12 @@ def plan(target: Target, network: Network, candidates: Sequence[Candidate]) -> P
     kept = []
     for candidate in candidates:
         mine = estimates.get(candidate)
-        rivals = [(e.high_ms, c) for c, e in estimates.items() if c.unit == candidate.unit]
-        bar, rival = min(rivals, default=(float("inf"), candidate))
-        if mine is not None and not candidate.lossless and mine.low_ms > bar:
+        rivals = [(e.latency_ms, c) for c, e in estimates.items() if c.unit == candidate.unit]
+        best, rival = min(rivals, default=(float("inf"), candidate))
+        if mine is not None and not candidate.lossless and mine.latency_ms > FAR * best:
             notes.append(
-                f"{candidate.label}: pruned: estimated at {mine.low_ms:.2f} ms at best, "
-                f"{rival.label} takes {bar:.2f} ms at worst"
+                f"{candidate.label}: pruned: estimated at {mine.latency_ms:.2f} ms, {rival.label} "
+                f"at {best:.2f} ms"
             )
             continue
         kept.append(candidate)
@@ -189,7 +192,8 @@ def _emulate(
 ) -> None:
     worker = emulated.worker(folders=[workshop.cache.root])
     with worker:
-        worker.ask("open", **_opening(workshop, network, candidate, folder))
+        # One thread, as in `Emulator.verify`.
+        worker.ask("open", **_opening(workshop, network, candidate.with_threads(1), folder))
         worker.ask("outputs", path=str(path), at_most=EMULATED_FEEDS)
 
 

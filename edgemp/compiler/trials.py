@@ -208,6 +208,7 @@ def build(
         "calibration": feeds_digest(network.samples.calibration) if needs else "",
         "backend": candidate.backend,
         "engine": f"{probe.engine} {probe.version}",
+        "state": backend.fingerprint(workshop.target),
         "tools": tool_versions(),
     }
     asked = {"target": target, "backend": candidate.backend, "precision": candidate.precision}

@@ -49,7 +49,7 @@ def estimate_pipeline(
         TargetError: naming a figure that the target's file lacks.
         EdgempError: (subclasses) for anything wrong with the description, networks or samples.
     """
-    networks = _networks(source, samples, cache, progress)
+    networks = networks_of(source, samples, cache, progress)
     backend, precision = _chosen(target, choice)
     unit = choice.unit or precision.unit
     progress.stage("estimating", len(networks))
@@ -61,10 +61,10 @@ def estimate_pipeline(
     return found
 
 
-def _networks(
+def networks_of(
     source: Path, samples: Path | None, cache: StageCache, progress: Progress
 ) -> dict[str, Network]:
-    from edgemp.compiler.compile import _ingest_all
+    from edgemp.compiler.compile import ingest_all
     from edgemp.compiler.outcome import Options
     from edgemp.compiler.single import single_network
     from edgemp.compiler.steps import pipeline_steps
@@ -75,7 +75,7 @@ def _networks(
         else Pipeline.from_yaml(str(source))
     )
     steps = pipeline_steps(pipeline, samples)
-    _, networks, _, _ = _ingest_all(pipeline, steps, Options(), cache, progress)
+    _, networks, _, _ = ingest_all(pipeline, steps, Options(), cache, progress)
     return networks
 
 

@@ -56,13 +56,19 @@ def runtime_of(
     return runtime
 
 
-def open_module(bundle: Bundle, name: str, *, allow_fallback: bool = False) -> Session:
+def open_module(
+    bundle: Bundle, name: str, *, allow_fallback: bool = False, threads: int | None = None
+) -> Session:
     """One module's session, after comparing where its nodes run with what the bundle states.
+
+    `threads` replaces the bundle's thread count.
 
     Raises:
         PlacementError: on any unit or precision that the bundle does not list, unless allowed.
     """
     artifact = artifact_of(bundle.manifest, name, bundle)
+    if threads is not None:
+        artifact = artifact.with_threads(threads)
     with ExitStack() as opened:
         session = load_backend(artifact.backend).open(artifact, bundle.manifest.target.target())
         opened.callback(session.close)

@@ -53,8 +53,8 @@ class Verdict:
         }
 
 
-def replay(bundle: Bundle, *, allow_fallback: bool = False) -> Verdict:
-    """Run every module on its own golden inputs, in execution order.
+def replay(bundle: Bundle, *, allow_fallback: bool = False, threads: int | None = None) -> Verdict:
+    """Run every module on its own golden inputs, in execution order, with `threads` or the bundle's own.
 
     Each module is fed the *original's* inputs, so a module that diverges does not taint the ones
     after it. Task metrics are not replayed: they may need packages that a device does not have.
@@ -66,16 +66,18 @@ def replay(bundle: Bundle, *, allow_fallback: bool = False) -> Verdict:
     verdicts = []
     for name in bundle.pipeline.order():
         if name in bundle.pipeline.modules:
-            verdicts.append(_replay_module(bundle, name, allow_fallback))
+            verdicts.append(_replay_module(bundle, name, allow_fallback, threads))
     return Verdict(tuple(verdicts))
 
 
-def _replay_module(bundle: Bundle, name: str, allow_fallback: bool) -> ModuleVerdict:
+def _replay_module(
+    bundle: Bundle, name: str, allow_fallback: bool, threads: int | None
+) -> ModuleVerdict:
     bound = FidelityBound.model_validate(
         {**bundle.module(name).bound, "metric": None, "metric_min": None}
     )
     goldens = bundle.golden(name)
-    session = open_module(bundle, name, allow_fallback=allow_fallback)
+    session = open_module(bundle, name, allow_fallback=allow_fallback, threads=threads)
     try:
         outputs = [
             {key: value.copy() for key, value in session.run(inputs).items()}

@@ -43,6 +43,20 @@ class TvmBackend(BackendDefaults):
             return Probe(False, "tvm", problem=f"{error}; pip install 'edgemp[tvm]'")
         return Probe(True, "tvm", found, ("CPU",))
 
+    def fingerprint(self, target: Target) -> str:
+        """Digest of the tuning records and of the kernels' source."""
+        from edgemp.backends.tvm.records import records
+        from edgemp.backends.tvm.toolchain import kernels_folder, processor
+        from edgemp.compiler.cache import digest
+
+        try:
+            found = records(processor(target))
+        except (ToolchainMissing, PackageNotFoundError):  # compiling says so
+            return ""
+        sources = [*kernels_folder().glob("*.h"), *kernels_folder().glob("*.cpp")]
+        files = sorted(p for p in [*found.folder.glob("*"), *sources] if p.is_file())
+        return digest([[p.name, p.read_text(encoding="utf-8", errors="replace")] for p in files])
+
     def precisions(self, target: Target) -> tuple[Precision, ...]:
         return (Precision("fp32", lossless=True),)
 
