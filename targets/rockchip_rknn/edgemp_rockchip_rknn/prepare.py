@@ -118,7 +118,7 @@ def _integer_pixels(graph: Any, value: Any) -> Layout:
     # Shapes that were inferred for the old layout would contradict the new one.
     del graph.value_info[:]
     for gather in gathers:
-        _fold_channel_order(graph, gather)
+        _fold_channel_order(graph, gather, channels)
     return "nhwc"
 
 
@@ -140,19 +140,24 @@ def _to_transpose(graph: Any, name: str) -> list[Any] | None:
     return None
 
 
-def _fold_channel_order(graph: Any, gather: Any) -> None:
+def _fold_channel_order(graph: Any, gather: Any, channels: int) -> None:
     """Let the first convolution take the channels in the order in which they come.
 
     A Gather of channels would fall back to the CPU on every frame. It commutes with per-channel Sub and
-    Mul whose constants are reordered too; where anything else follows, it stays.
+    Mul whose constants are reordered too; where anything else follows, or where it repeats or drops
+    channels, it stays.
     """
     from onnx import numpy_helper
 
     constants = {item.name: item for item in graph.initializer}
     order = constants.get(gather.input[1])
-    if order is None:
+    if order is None or not channels:
         return
-    inverse = np.argsort(numpy_helper.to_array(order))
+    # Indices may count from the end.
+    places = numpy_helper.to_array(order).ravel() % channels
+    if sorted(places.tolist()) != list(range(channels)):
+        return
+    inverse = np.argsort(places)
     reordered: dict[str, Array] = {}
     name = gather.output[0]
     while True:

@@ -73,6 +73,32 @@ def test_a_channel_swap_stays_where_no_convolution_can_take_it() -> None:
     assert "Gather" in [node.op_type for node in prepared.graph.node]
 
 
+@pytest.mark.parametrize(
+    ("order", "gathers"), [([-1, 0, 1], 0), ([0, 0, 0], 1), ([2, 0, 1], 0), ([0, 1], 1)]
+)
+def test_channels_are_taken_into_the_convolution_only_where_each_comes_once(
+    order: list[int], gathers: int
+) -> None:
+    filters = networks.values("filters", 4, len(order), 3, 3)
+    model = networks.model(
+        [
+            helper.make_node("Cast", ["x"], ["f"], name="cast", to=FLOAT),
+            helper.make_node("Gather", ["f", "order"], ["g"], name="gather", axis=3),
+            helper.make_node("Transpose", ["g"], ["t"], name="nchw", perm=[0, 3, 1, 2]),
+            helper.make_node("Conv", ["t", "filters"], ["y"], name="conv"),
+        ],
+        {"x": (TensorProto.UINT8, [1, 8, 8, 3])},
+        {"y": (FLOAT, [1, 4, 6, 6])},
+        [
+            numpy_helper.from_array(np.array(order, np.int64), "order"),
+            numpy_helper.from_array(filters, "filters"),
+        ],
+    )
+    prepared, layouts = check_prepared_computes_the_same(model, {"x": pixels(1, 8, 8, 3)})
+    assert layouts == {"x": "nhwc"}
+    assert [node.op_type for node in prepared.graph.node].count("Gather") == gathers
+
+
 def test_pixels_that_stay_nhwc_are_cast_before_they_enter() -> None:
     model = networks.model(
         [
