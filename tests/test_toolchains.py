@@ -47,6 +47,12 @@ def crashes():
 def hangs():
     time.sleep(600)
 
+def odd():
+    return {1, 2}
+
+def told(log, request):
+    return [log, request]
+
 def packages():
     import importlib.util
     return [n for n in ('edgemp', 'numpy', 'onnx') if importlib.util.find_spec(n)]
@@ -214,6 +220,22 @@ def test_a_tool_that_fails_or_exits_is_an_error_and_can_be_asked_again(
         with pytest.raises(ToolchainError, match="SystemExit: 3"):
             called.ask("leaves")
         assert called.ask("noisy", tmp_path / "log.txt", value=2) == {"twice": 4}
+
+
+def test_an_answer_that_is_no_json_is_the_script_s_error_and_it_can_be_asked_again(
+    root: Path, script: Path
+) -> None:
+    with process(root, script) as called:
+        with pytest.raises(ToolchainError, match="TypeError: .*set is not JSON"):
+            called.ask("odd")
+        assert called.ask("noisy", value=2) == {"twice": 4}
+
+
+def test_arguments_called_like_the_protocol_s_own_keys_reach_the_function(
+    root: Path, script: Path
+) -> None:
+    with process(root, script) as called:
+        assert called.ask("told", log="a", request="b") == ["a", "b"]
 
 
 def test_a_crash_is_an_error_with_the_last_words_of_the_tool(

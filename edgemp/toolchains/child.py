@@ -31,13 +31,16 @@ def main() -> None:
     for line in requests:
         message = json.loads(line)
         try:
-            with _Logged(message.pop("log", "")):
-                answer = {"value": script[message.pop("request")](**message)}
+            with _Logged(message["log"]):
+                value = script[message["request"]](**message["arguments"])
+            # Here, too: a value that is no JSON is the script's failure, and must not end this process.
+            answer = json.dumps({"value": value, "peak": _peak_memory_bytes()})
         except BaseException as error:  # a tool that calls sys.exit() has failed, not ended us
             traceback.print_exc()
-            answer = {"error": str(error) or type(error).__name__, "kind": type(error).__name__}
-        answer["peak"] = _peak_memory_bytes()
-        answers.write(json.dumps(answer) + "\n")
+            kind = type(error).__name__
+            failure = {"error": str(error) or kind, "kind": kind, "peak": _peak_memory_bytes()}
+            answer = json.dumps(failure)
+        answers.write(answer + "\n")
         answers.flush()
 
 

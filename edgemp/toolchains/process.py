@@ -32,17 +32,15 @@ class ToolchainProcess:
             command=[str(self.installed.python), "-I", str(CHILD), str(script)],
         )
 
-    def ask(self, request: str, log: Path | None = None, **arguments: Any) -> Any:
-        """Call the function `request` of the script.
+    def ask(self, request: str, log: Path | None = None, /, **arguments: Any) -> Any:
+        """Call the function `request` of the script with the arguments, whatever they are called.
 
         Raises:
             ToolchainError: if the call raised, crashed, took too long or too much memory; with the last
                 lines that the tool printed.
         """
-        if log is not None:
-            arguments["log"] = str(log)
         try:
-            return self._worker.ask(request, **arguments)
+            return self._worker.ask(request, log=str(log or ""), arguments=arguments)
         except WorkerFailure as error:
             raise ToolchainError(f"{error.kind}: {error}{_tail(log)}") from error
         except TrialError as error:
