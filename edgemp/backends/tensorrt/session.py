@@ -62,11 +62,14 @@ class _Buffer:
     def reserve(self, size: int) -> int:
         if size > self.size:
             self.free()
-            self.device, self.staging, self.size = (
-                self._cuda.allocate(size),
-                self._cuda.pinned(size),
-                size,
-            )
+            self.device = self._cuda.allocate(size)
+            try:
+                self.staging = self._cuda.pinned(size)
+            except BackendError:
+                self._cuda.free(self.device)
+                self.device = 0
+                raise
+            self.size = size
         return self.device
 
     def put(self, array: Array, stream: int) -> int:
@@ -82,11 +85,11 @@ class _Buffer:
             self._cuda.to_host(self.staging.address, self.device, size, stream)
 
     def free(self) -> None:
-        if self.size >= 0:
-            self._cuda.free(self.device)
-            assert self.staging is not None
-            self.staging.free()
-        self.size = -1
+        device, staging = self.device, self.staging
+        self.device, self.staging, self.size = 0, None, -1
+        if staging is not None:
+            self._cuda.free(device)
+            staging.free()
 
 
 class TensorRtSession:
@@ -147,8 +150,10 @@ class TensorRtSession:
             raise BackendError("this session is closed")
         cuda.activate()
         for spec in self._artifact.inputs:
-            array = np.ascontiguousarray(inputs[spec.name])
-            check_shape(spec, array.shape, self._profiles)
+            # The engine reads as many bytes as it was built for, whatever the buffer holds.
+            given = spec.check(inputs.get(spec.name), self._library.name)
+            check_shape(spec, given.shape, self._profiles)
+            array = np.ascontiguousarray(given)
             if not spec.is_static:
                 self._need(context.set_input_shape(spec.name, array.shape), spec.name)
             if self._engine.is_shape_inference_io(spec.name):

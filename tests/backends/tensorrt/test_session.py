@@ -17,7 +17,7 @@ from edgemp.backends.tensorrt.cuda import Cuda
 from edgemp.backends.tensorrt.library import library
 from edgemp.backends.tensorrt.placement import layers_in_json, layers_in_log, units_of
 from edgemp.backends.tensorrt.session import load_engine
-from edgemp.errors import BackendError
+from edgemp.errors import BackendError, InputError
 from edgemp.target import load_target
 from edgemp.tensor import TensorSpec
 from tests import networks
@@ -79,6 +79,41 @@ def test_an_input_that_is_not_contiguous_arrives_whole(session: Any) -> None:
     np.testing.assert_allclose(
         session.run({"x": turned})["y"], expected(turned), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((1, 2, 16, 16), np.float32), r"'x' has shape \[1, 2, 16, 16\], expected float32"),
+        (np.zeros((1, 3, 16, 16)), "'x' has dtype float64, expected float32"),
+        (None, "'x' must be a numpy array"),
+    ],
+)
+def test_an_input_that_the_engine_would_read_past_never_reaches_it(
+    given: Any, message: str, session: Any, driver: Any
+) -> None:
+    before = driver.stand_in_alive()
+    with pytest.raises(InputError, match=message):
+        session.run({"x": given})
+    assert driver.stand_in_alive() == before
+    x = networks.samples(1, (3, 16, 16))
+    np.testing.assert_allclose(session.run({"x": x})["y"], expected(x), rtol=1e-5, atol=1e-6)
+
+
+def test_without_page_locked_memory_the_device_memory_is_given_back(
+    session: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(cuda: Cuda, size: int) -> Any:
+        raise BackendError("the NVIDIA driver refuses cuMemHostAlloc: out of memory")
+
+    before = driver.stand_in_alive()
+    x = networks.samples(1, (3, 16, 16))
+    with monkeypatch.context() as patch:
+        patch.setattr(Cuda, "pinned", refuse)
+        with pytest.raises(BackendError, match="cuMemHostAlloc"):
+            session.run({"x": x})
+    assert driver.stand_in_alive() == before
+    np.testing.assert_allclose(session.run({"x": x})["y"], expected(x), rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_closed_session_took_is_given_back_and_it_says_that_it_is_closed(
