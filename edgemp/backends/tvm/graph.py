@@ -24,7 +24,6 @@ class Graph:
         self.outputs = {item.name for item in self.graph.output}
         self.producer: dict[str, Any] = {}
         self.consumers: dict[str, list[Any]] = {}
-        self.taken: set[int] = set()
         for node in self.nodes:
             for name in node.output:
                 self.producer[name] = node
@@ -76,11 +75,6 @@ class Graph:
         """The one node that reads a value, if nothing else does and it is no output of the graph."""
         readers = self.consumers.get(name, [])
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
-
-    def free_consumer(self, name: str) -> Any | None:
-        """`only_consumer`, unless some kernel covers that node already."""
-        node = self.only_consumer(name)
-        return None if node is None or id(node) in self.taken else node
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:

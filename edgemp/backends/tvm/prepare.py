@@ -13,9 +13,6 @@ from edgemp.errors import BackendError, NetworkError, UnsupportedOpError
 from edgemp.ingest.onnx_file import read_onnx
 from edgemp.network import Network
 
-NEWEST_OPSET = 18
-"""What TVM 0.27's importer was written for; newer operators are lowered or refused by name."""
-
 
 def prepare(network: Network, folder: Path) -> Network:
     """The network simplified, in a file of its own.
@@ -33,17 +30,19 @@ def prepare(network: Network, folder: Path) -> Network:
         raise BackendError(f"tvm compiles static shapes only, but {network.name} takes {dynamic}")
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     lower_attention(model)
-    model = simplified(model, folder)
+    lower_group_normalization(model)
+    model, problem = simplified(model, folder)
     path = folder / "model.onnx"
     onnx.save(model, str(path))
-    return network.transformed(path, "tvm-prepare")
+    facts = {"tvm_not_simplified": problem} if problem else {}
+    return network.transformed(path, "tvm-prepare", **facts)
 
 
-def simplified(model: Any, folder: Path) -> Any:
+def simplified(model: Any, folder: Path) -> tuple[Any, str]:
     """Constants folded, identities removed, batch normalisation folded into convolutions.
 
     These are ONNX Runtime's basic rewrites: all of them stay within standard ONNX operators. Where it
-    refuses a model, the model stays as it is.
+    refuses a model, the model stays as it is, and the second value says why.
     """
     import onnx
     import onnxruntime
@@ -55,6 +54,7 @@ def simplified(model: Any, folder: Path) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(after)
     options.log_severity_level = 4
+    problem = ""
     try:
         onnxruntime.InferenceSession(
             str(before),
@@ -64,8 +64,9 @@ def simplified(model: Any, folder: Path) -> Any:
             disabled_optimizers=["MatMulAddFusion"],
         )
         found = onnx.load(str(after))
-    except Exception:  # its exceptions share no public base class; an unfolded model is as good
+    except Exception as error:  # its exceptions share no public base class
         found = model
+        problem = f"ONNX Runtime refused to simplify it: {str(error).strip()[:300]}"
     for path in (before, after):
         path.unlink(missing_ok=True)
     del found.graph.value_info[:]
@@ -73,7 +74,7 @@ def simplified(model: Any, folder: Path) -> Any:
     for index, node in enumerate(found.graph.node):
         if not node.name:
             node.name = f"{node.op_type}_{index}"
-    return found
+    return found, problem
 
 
 def importable() -> frozenset[str]:
@@ -104,7 +105,8 @@ def lower_attention(model: Any) -> None:
     """Rewrite opset-23 `Attention` to MatMul, Add and Softmax, in place.
 
     Query, key and value are [B, heads, L, D], or [B, L, heads * D] with `q_num_heads` and
-    `kv_num_heads`; the mask is boolean or additive.
+    `kv_num_heads`; the mask is boolean or additive. The opset stays as it is: TVM's importer tells the
+    versions of an operator apart, and Gelu or a scale per channel do not exist at 18.
 
     Raises:
         UnsupportedOpError: for caches, softcap, and outputs besides the first.
@@ -119,9 +121,50 @@ def lower_attention(model: Any) -> None:
             _Attention(model, node, shapes).lower()
         else:
             model.graph.node.append(node)
-    for item in model.opset_import:
-        if item.domain in {"", "ai.onnx"} and item.version > NEWEST_OPSET:
-            item.version = NEWEST_OPSET
+
+
+def lower_group_normalization(model: Any) -> None:
+    """Rewrite `GroupNormalization` of static shapes to InstanceNormalization over groups, in place.
+
+    ONNX Runtime has no kernel for it: its simplification would put ONNX's definition there, which
+    computes with shapes and which TVM refuses. Scale and shift are per channel; opset 18's per group are
+    deprecated, and refused before.
+    """
+    from onnx import helper, numpy_helper
+
+    nodes = list(model.graph.node)
+    shapes = _shapes(model)
+    del model.graph.node[:]
+    for node in nodes:
+        shape = shapes.get(node.input[0], ()) if node.op_type == "GroupNormalization" else ()
+        if len(shape) < 3 or 0 in shape:
+            model.graph.node.append(node)
+            continue
+        name, groups = node.name or node.output[0], attribute(node, "num_groups")
+        constants = {
+            "split": np.asarray([shape[0], groups, -1], np.int64),
+            "whole": np.asarray(shape, np.int64),
+            "channels": np.asarray([-1] + [1] * (len(shape) - 2), np.int64),
+            "ones": np.ones(groups, np.float32),
+            "zeros": np.zeros(groups, np.float32),
+        }
+        model.graph.initializer.extend(
+            numpy_helper.from_array(value, f"{name}/{key}") for key, value in constants.items()
+        )
+        normal = {"epsilon": attribute(node, "epsilon", 1e-5)}
+        steps: list[tuple[str, list[str], dict[str, Any]]] = [
+            ("Reshape", [node.input[0], f"{name}/split"], {}),
+            ("InstanceNormalization", [f"{name}/0", f"{name}/ones", f"{name}/zeros"], normal),
+            ("Reshape", [f"{name}/1", f"{name}/whole"], {}),
+            ("Reshape", [node.input[1], f"{name}/channels"], {}),
+            ("Reshape", [node.input[2], f"{name}/channels"], {}),
+            ("Mul", [f"{name}/2", f"{name}/3"], {}),
+            ("Add", [f"{name}/5", f"{name}/4"], {}),
+        ]
+        for index, (op, inputs, more) in enumerate(steps):
+            output = node.output[0] if index == len(steps) - 1 else f"{name}/{index}"
+            made = helper.make_node(op, inputs, [output], name=f"{name}/{op}_{index}", **more)
+            model.graph.node.append(made)
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

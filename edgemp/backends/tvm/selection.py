@@ -64,7 +64,7 @@ class Kernel:
 
 def select(graph: Graph) -> list[Kernel]:
     """The kernels that cover nodes of `graph`, each node at most once, in topological order."""
-    taken = graph.taken
+    taken: set[int] = set()
     found: list[Kernel] = []
     starts = {
         "Conv": _conv,
@@ -77,19 +77,25 @@ def select(graph: Graph) -> list[Kernel]:
         make = starts.get(node.op_type)
         if make is None or node.domain not in {"", "ai.onnx"} or id(node) in taken:
             continue
-        kernel = make(graph, node)
-        if kernel is None:
+        kernel = make(graph, node, taken)
+        if kernel is None or graph.shape(kernel.output) is None:
             continue
         taken.update(id(part) for part in kernel.nodes)
         found.append(kernel)
     return found
 
 
+def _free_consumer(graph: Graph, name: str, taken: set[int]) -> Any | None:
+    """The only reader of a value, unless some kernel covers it already."""
+    node = graph.only_consumer(name)
+    return None if node is None or id(node) in taken else node
+
+
 def _floats(graph: Graph, *names: str) -> bool:
     return all(graph.is_float(name) and graph.shape(name) is not None for name in names if name)
 
 
-def _conv(graph: Graph, node: Any) -> Kernel | None:
+def _conv(graph: Graph, node: Any, taken: set[int]) -> Kernel | None:
     x, w = node.input[0], graph.constant(node.input[1])
     shape = graph.shape(x)
     if w is None or w.ndim != 4 or not _floats(graph, x) or shape is None or len(shape) != 4:
@@ -111,7 +117,7 @@ def _conv(graph: Graph, node: Any) -> Kernel | None:
     if graph.shape(node.output[0]) != (geometry.n, geometry.oc, geometry.oh, geometry.ow):
         return None
     kernel = Kernel("conv2d", [node], [x], node.output[0], weight=w, bias=bias, geometry=geometry)
-    return _with_epilogue(graph, kernel, channels=geometry.oc, axis=1)
+    return _with_epilogue(graph, kernel, taken, channels=geometry.oc, axis=1)
 
 
 def _pads(
@@ -136,7 +142,7 @@ def _pads(
     return starts[0], starts[1], ends[0], ends[1]
 
 
-def _gemm(graph: Graph, node: Any) -> Kernel | None:
+def _gemm(graph: Graph, node: Any, taken: set[int]) -> Kernel | None:
     a, b = node.input[0], graph.constant(node.input[1])
     shape = graph.shape(a)
     if b is None or not _floats(graph, a) or shape is None or attribute(node, "transA", 0):
@@ -158,10 +164,10 @@ def _gemm(graph: Graph, node: Any) -> Kernel | None:
         n=n,
         k=weight.shape[0],
     )
-    return _with_epilogue(graph, kernel, channels=n, axis=-1)
+    return _with_epilogue(graph, kernel, taken, channels=n, axis=-1)
 
 
-def _matmul(graph: Graph, node: Any) -> Kernel | None:
+def _matmul(graph: Graph, node: Any, taken: set[int]) -> Kernel | None:
     a, b = node.input
     if not _floats(graph, a, b, node.output[0]):
         return None
@@ -176,10 +182,10 @@ def _matmul(graph: Graph, node: Any) -> Kernel | None:
         k, n = weight.shape
         m = int(np.prod(a_shape[:-1]))
         kernel = Kernel("gemm", [node], [a], node.output[0], weight=weight, m=m, n=n, k=k)
-        return _with_epilogue(graph, kernel, channels=n, axis=-1)
+        return _with_epilogue(graph, kernel, taken, channels=n, axis=-1)
     if a_shape[:-2] != b_shape[:-2] or weight is not None or graph.constant(a) is not None:
         return None
-    return _batched(graph, node, a_shape, b_shape, out)
+    return _batched(graph, node, a_shape, b_shape, out, taken)
 
 
 def _batched(
@@ -188,11 +194,12 @@ def _batched(
     a_shape: tuple[int, ...],
     b_shape: tuple[int, ...],
     out: tuple[int, ...],
+    taken: set[int],
 ) -> Kernel | None:
     """A product per batch; transpositions around it become strides, a constant factor its scale."""
     kernel = Kernel("matmul", [node], [], node.output[0])
-    a, a_factor = _source(graph, node.input[0], kernel)
-    b, b_factor = _source(graph, node.input[1], kernel)
+    a, a_factor = _source(graph, node.input[0], kernel, taken)
+    b, b_factor = _source(graph, node.input[1], kernel, taken)
     kernel.factor = a_factor * b_factor
     if a.column != 1 or 1 not in {b.row, b.column}:
         return None
@@ -201,12 +208,12 @@ def _batched(
         return None
     kernel.inputs = [a.value, b.value]
     kernel.batch, kernel.m, kernel.n, kernel.k = out[:-2], m, n, k
-    after = graph.free_consumer(kernel.output)
+    after = _free_consumer(graph, kernel.output, taken)
     if after is not None and (factor := _factor(graph, after, kernel.output)) is not None:
         kernel.factor *= factor
         kernel.nodes.append(after)
         kernel.output = after.output[0]
-        after = graph.free_consumer(kernel.output)
+        after = _free_consumer(graph, kernel.output, taken)
     into = Strided(kernel.output, out, _contiguous(out)[:-2], n, 1)
     if after is not None and after.op_type == "Transpose":
         perm = attribute(after, "perm") or list(reversed(range(len(out))))
@@ -228,7 +235,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(distances)
 
 
-def _source(graph: Graph, value: str, kernel: Kernel) -> tuple[Strided, float]:
+def _source(graph: Graph, value: str, kernel: Kernel, taken: set[int]) -> tuple[Strided, float]:
     """Where an operand really lies, past transpositions and constant factors that only it reads."""
     shape = graph.shape(value)
     assert shape is not None
@@ -237,7 +244,7 @@ def _source(graph: Graph, value: str, kernel: Kernel) -> tuple[Strided, float]:
     at = value
     while True:
         node = graph.producer.get(at)
-        if node is None or graph.free_consumer(at) is None or id(node) in graph.taken:
+        if node is None or _free_consumer(graph, at, taken) is None or id(node) in taken:
             break
         if node.op_type == "Transpose":
             perm = attribute(node, "perm") or list(reversed(range(len(axes))))
@@ -270,7 +277,7 @@ def _factor(graph: Graph, node: Any, value: str) -> float | None:
     return 1 / other if node.op_type == "Div" else other
 
 
-def _softmax(graph: Graph, node: Any) -> Kernel | None:
+def _softmax(graph: Graph, node: Any, _: set[int]) -> Kernel | None:
     shape = graph.shape(node.input[0])
     if not _floats(graph, node.input[0]) or not shape or 0 in shape:
         return None
@@ -281,7 +288,7 @@ def _softmax(graph: Graph, node: Any) -> Kernel | None:
     return Kernel("softmax", [node], [node.input[0]], node.output[0], m=rows, n=shape[-1])
 
 
-def _layernorm(graph: Graph, node: Any) -> Kernel | None:
+def _layernorm(graph: Graph, node: Any, _: set[int]) -> Kernel | None:
     shape = graph.shape(node.input[0])
     if not _floats(graph, node.input[0]) or not shape or 0 in shape or len(node.output) != 1:
         return None
@@ -300,9 +307,13 @@ def _layernorm(graph: Graph, node: Any) -> Kernel | None:
     )
 
 
-def _with_epilogue(graph: Graph, kernel: Kernel, channels: int, axis: int) -> Kernel:
+def _with_epilogue(
+    graph: Graph, kernel: Kernel, taken: set[int], channels: int, axis: int
+) -> Kernel:
     """Extend a product by a bias, a residual and an activation that nothing else reads."""
-    while (node := graph.free_consumer(kernel.output)) is not None and node.op_type == "Add":
+    while (
+        node := _free_consumer(graph, kernel.output, taken)
+    ) is not None and node.op_type == "Add":
         other = node.input[1] if node.input[0] == kernel.output else node.input[0]
         value = graph.constant(other)
         shape = graph.shape(kernel.output)
@@ -320,7 +331,7 @@ def _with_epilogue(graph: Graph, kernel: Kernel, channels: int, axis: int) -> Ke
         kernel.nodes.append(node)
         kernel.output = node.output[0]
     activation = find_activation(graph, kernel.output)
-    if activation is not None and not graph.taken & {id(node) for node in activation.nodes}:
+    if activation is not None and not taken & {id(node) for node in activation.nodes}:
         kernel.act, kernel.alpha, kernel.beta = activation.code, activation.alpha, activation.beta
         kernel.nodes += activation.nodes
         kernel.output = activation.output

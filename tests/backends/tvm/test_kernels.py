@@ -221,3 +221,62 @@ def test_place_gives_a_verdict_per_node_and_names_the_kernel(tmp_path: Path) -> 
         "pool": "generated schedule",
         "flatten": "generated schedule",
     }
+
+
+def test_an_attention_beside_newer_operators_keeps_what_they_mean(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    arrays = {
+        "w": random.standard_normal((16, 16)) / 4,
+        "b": random.standard_normal(16),
+        "scale": random.standard_normal(6),  # per channel since opset 21, per group before
+        "shift": random.standard_normal(6),
+    }
+    model = networks.model(
+        [
+            helper.make_node(
+                "Attention", ["x", "x", "x"], ["a"], name="attend", q_num_heads=4, kv_num_heads=4
+            ),
+            helper.make_node("MatMul", ["a", "w"], ["m"], name="product"),
+            helper.make_node("Add", ["m", "b"], ["s"], name="sum"),
+            helper.make_node("Gelu", ["s"], ["g"], name="gelu"),
+            helper.make_node(
+                "GroupNormalization", ["g", "scale", "shift"], ["y"], name="norm", num_groups=2
+            ),
+        ],
+        {"x": (FLOAT, [2, 6, 16])},
+        {"y": (FLOAT, [2, 6, 16])},
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in arrays.items()],
+        opset=23,
+    )
+    model.ir_version = 11
+    reasons = ["edgemp matmul", "edgemp softmax", "edgemp gemm + bias + GELU"]
+    run(model, {"x": networks.samples(4, (2, 6, 16))}, tmp_path, reasons)
+
+
+def test_no_kernel_is_chosen_where_the_shape_of_its_result_is_unknown() -> None:
+    model = networks.model(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="product"),
+            helper.make_node("Gelu", ["m"], ["y"], name="gelu"),
+            helper.make_node("Identity", ["y"], ["z"], name="end"),
+        ],
+        {"x": (FLOAT, [2, 16])},
+        {"z": (FLOAT, [2, 16])},
+        [numpy_helper.from_array(np.ones((16, 16), np.float32), "w")],
+        opset=18,  # which has no Gelu, so that nothing infers its shape
+    )
+    assert select(Graph(onnx.shape_inference.infer_shapes(model))) == []
+
+
+def test_a_network_that_onnx_runtime_cannot_simplify_says_so_in_its_facts(tmp_path: Path) -> None:
+    from edgemp.backends.tvm.prepare import simplified
+
+    model = networks.model(
+        [helper.make_node("Gelu", ["x"], ["y"], name="gelu")],
+        {"x": (FLOAT, [2, 16])},
+        {"y": (FLOAT, [2, 16])},
+        opset=18,
+    )
+    found, problem = simplified(model, tmp_path)
+    assert [node.op_type for node in found.graph.node] == ["Gelu"]
+    assert "Gelu" in problem
