@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgemp.errors import SignatureError
 from edgemp.pipeline import Pipeline
 from edgemp.target import Target, load_target
 
@@ -126,6 +127,7 @@ def load(
         FunctionMissingError: if a host function cannot be imported here.
         PlacementError: if an engine would run nodes elsewhere than stated.
         ToolchainMissing: with `finish`, if an engine that the bundle waits for is not installed.
+        SignatureError: also with `finish` and `public_key` together, for a deferred bundle.
     """
     from edgemp.runtime.loading import load_runtime
 
@@ -136,6 +138,10 @@ def load(
         from edgemp.compiler.finish import finish_bundle
 
         if read_bundle(path, public_key=key).manifest.state == "deferred":
-            finish_bundle(path, public_key=key)
-            key = None  # sealing drops the signature, which was checked just now
+            if key is not None:
+                raise SignatureError(
+                    f"{path}: finishing would replace the signed bundle by an unsigned one; run `edgemp "
+                    "finish`, sign the result, and load that"
+                )
+            finish_bundle(path)
     return load_runtime(path, public_key=key, allow_fallback=allow_fallback, gated=gated)

@@ -20,6 +20,11 @@ else:
 
 Value = str | int | float | bool
 MAX_EXTENDS = 8
+DECISIVE_ISA = frozenset(
+    {"avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
+    | {"asimddp", "i8mm", "bf16", "sve", "sve2"}
+)
+"""CPU flags (Linux names) that engines choose their kernels by."""
 
 
 class _Described(BaseModel):
@@ -138,8 +143,9 @@ class Target(_Described):
     def is_this_machine(self) -> bool:
         """Whether candidates for this target can be run, and so timed and checked, here.
 
-        A device with accelerators, or one that says how to `identify` it, must be that very model; a
-        plain processor only needs the architecture and the instruction sets.
+        A device with accelerators, or one that says how to `identify` it, must be that very model. A
+        plain processor must have the very instruction sets that engines choose their kernels by: with
+        more of them here, neither timings nor INT8 arithmetic would be the target's.
         """
         here = this_machine()
         if (self.arch, self.os) != (here.arch, here.os):
@@ -149,7 +155,9 @@ class Target(_Described):
         if self.identify or any(unit.kind != "cpu" for unit in self.units):
             glob = self.identify.lower()
             return bool(glob) and any(fnmatchcase(name.lower(), glob) for name in here.names)
-        return set(self.isa) <= here.isa
+        return set(self.isa) <= here.isa and (
+            not self.isa or here.isa & DECISIVE_ISA <= set(self.isa)
+        )
 
     @property
     def runs_here(self) -> bool:
@@ -160,7 +168,7 @@ class Target(_Described):
     @property
     def thread_counts(self) -> tuple[int, ...]:
         """Thread counts worth trying, the largest first: all cores, half of them, one."""
-        return tuple(sorted({self.cores, max(1, self.cores // 2), 1}, reverse=True))
+        return tuple(sorted({max(1, self.cores), max(1, self.cores // 2), 1}, reverse=True))
 
     def unit(self, name: str) -> Unit:
         """The compute unit called `name`.

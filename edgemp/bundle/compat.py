@@ -20,11 +20,13 @@ def check_runnable(
     backends: Collection[str] | None = None,
     any_machine: bool = False,
     functions: bool = True,
+    modules: Collection[str] | None = None,
 ) -> None:
     """Return if this machine has what the bundle needs; `machine` and `backends` stand in for it.
 
     With `any_machine`, another architecture or operating system is no reason to refuse; without
-    `functions`, only the modules are going to run, and the application's functions need not be there.
+    `functions`, only the modules are going to run (or some `modules`), and the application's functions
+    need not be there.
 
     Importing the pipeline's functions runs their modules' top-level code.
 
@@ -35,7 +37,7 @@ def check_runnable(
     """
     installed = sorted(backend_names() if backends is None else backends)
     for name, module in bundle.manifest.modules.items():
-        if module.backend not in installed:
+        if module.backend not in installed and (modules is None or name in modules):
             raise UnknownBackendError(
                 f"{bundle.path}: module {name!r} needs backend {module.backend!r}, which is not "
                 f"installed here; installed: {', '.join(installed) or 'none'}"

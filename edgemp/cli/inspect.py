@@ -124,6 +124,8 @@ def _placed(placement: Placement) -> list[list[str]]:
 def _latency(module: ModuleRecord) -> str:
     if module.ratio_to_original is not None:
         return f"{module.ratio_to_original:.2f}x original"
+    if module.latency_ms is not None:
+        return f"{module.latency_ms.p50:.2f} ms"
     estimate = module.estimate
     return "unknown" if estimate is None else f"estimated {estimate.latency_ms:.2f} ms"
 

@@ -20,6 +20,9 @@ def verify(
     allow_fallback: Annotated[
         bool, typer.Option(help="Verify even if nodes run elsewhere than stated.")
     ] = False,
+    module: Annotated[
+        list[str] | None, typer.Option(help="Only these modules (repeatable).")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Instead of the thread counts that were chosen.")
     ] = None,
@@ -35,7 +38,7 @@ def verify(
     from edgemp.runtime.replay import replay
 
     opened = read_bundle(bundle, public_key=key)
-    verdict = replay(opened, allow_fallback=allow_fallback, threads=threads)
+    verdict = replay(opened, allow_fallback=allow_fallback, threads=threads, modules=module)
     if json:
         print_json({"bundle": str(bundle), "signature": opened.signed, **verdict.record()})
     else:

@@ -71,7 +71,12 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
 
 def _eligible(trial: Trial) -> bool:
     # A trial of this machine that ran but could not be timed has failed; elsewhere none is timed.
-    return trial.holds and not trial.package and not trial.slower_than_untouched
+    return (
+        trial.holds
+        and not trial.package
+        and not trial.passed_over
+        and not trial.slower_than_untouched
+    )
 
 
 def _comparable(trials: list[Trial]) -> list[Trial]:
@@ -91,11 +96,17 @@ def _packages(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, Trial]:
     """Module by module, keeping only the combinations that no other beats in both latency and size."""
+
+    def cost(trial: Trial) -> float:
+        # What has no estimate must not decide for the other modules, unless a budget is to be kept.
+        unknown = not isfinite(trial.latency_ms) and budget.latency_ms is None
+        return 0.0 if unknown else trial.latency_ms
+
     combinations: list[tuple[float, int, tuple[Trial, ...]]] = [(0.0, 0, ())]
     for front in fronts.values():
         grown = sorted(
             (
-                (latency + trial.latency_ms, size + trial.size_bytes, (*picked, trial))
+                (latency + cost(trial), size + trial.size_bytes, (*picked, trial))
                 for latency, size, picked in combinations
                 for trial in front
             ),
@@ -152,6 +163,7 @@ def closest(trials: Sequence[Trial], count: int = 3) -> str:
         reason = trial.reason
         if trial.holds and trial.slower_than_untouched:
             reason = "slower than the untouched network on its engine"
+        reason = trial.passed_over or reason
         latency = f"{trial.latency_ms:.2f} ms, " if isfinite(trial.latency_ms) else ""
         lines.append(
             f"  {trial.candidate.label}: {latency}{trial.size_bytes / 1e6:.1f} MB: {reason or 'holds'}"

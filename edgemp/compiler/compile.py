@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.candidates import Offer, offer
 from edgemp.compiler.choose import choose
-from edgemp.compiler.elsewhere import attempt_elsewhere, plan, relative
+from edgemp.compiler.elsewhere import attempt_elsewhere, passed_over, plan
 from edgemp.compiler.original import Original, ingest, synthetic
 from edgemp.compiler.outcome import Compiled, Options
 from edgemp.compiler.progress import Progress, Silent
@@ -19,9 +17,9 @@ from edgemp.compiler.race import race
 from edgemp.compiler.recording import Recording, recorded
 from edgemp.compiler.steps import pipeline_assets, pipeline_steps
 from edgemp.compiler.trials import Trial, Workshop, attempt
-from edgemp.compiler.write import write
+from edgemp.compiler.write import check_output, write
 from edgemp.emulation import emulator, problem
-from edgemp.errors import EdgempError, SamplesError
+from edgemp.errors import SamplesError
 from edgemp.isolate import Limits
 from edgemp.machine import this_machine
 from edgemp.network import Network
@@ -56,7 +54,7 @@ def compile_pipeline(
     options = options or Options()
     progress = progress or Silent()
     cache = cache or StageCache()
-    _check_output(output)
+    check_output(output)
     _check_references(pipeline)
     notes: list[str] = []
     steps = pipeline_steps(pipeline, samples)
@@ -91,21 +89,6 @@ def _check_references(pipeline: Pipeline) -> None:
         import_callable(function.function, f"function {name}")
     if pipeline.fidelity is not None:
         import_callable(pipeline.fidelity.metric, "pipeline metric")
-
-
-def _check_output(output: Path) -> None:
-    folder = output.parent
-    if not folder.is_dir():
-        raise EdgempError(f"cannot write {output}: there is no folder {folder}")
-    if output.is_dir():
-        raise EdgempError(f"cannot write {output}: it is a folder")
-    # Tried, because permission bits do not tell about read-only mounts (or bind root).
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=folder)
-    except OSError as error:
-        raise EdgempError(f"cannot write {output}: {error.strerror}") from None
-    os.close(descriptor)
-    os.unlink(name)
 
 
 def _default_limits() -> Limits:
@@ -202,7 +185,7 @@ def _try_all(
             tried[name] = race(workshop, network, found)
         else:
             progress.stage(f"{name}: ranking candidates by estimate", 1)
-            tried[name] = relative(found)
+            tried[name] = passed_over(found, workshop.target.backends)
         progress.advance(_fastest(tried[name]))
     return tried
 

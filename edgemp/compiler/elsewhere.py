@@ -9,11 +9,11 @@ from typing import Any
 
 from edgemp.backends import load_backend
 from edgemp.backends.base import Artifact, Estimate, Evidence
-from edgemp.compiler.artifacts import load_compiled
+from edgemp.compiler.artifacts import load_artifact, load_compiled
 from edgemp.compiler.candidates import Candidate
 from edgemp.compiler.trials import Bench, Trial, Workshop, build, feeds_digest, lasting, source
 from edgemp.emulation import Emulator, emulator
-from edgemp.errors import BackendError, TargetError, TrialError
+from edgemp.errors import TrialError
 from edgemp.fidelity import measure
 from edgemp.isolate import WorkerFailure
 from edgemp.machine import this_machine
@@ -26,6 +26,8 @@ EMULATED_FEEDS = 2
 """Held-out samples that code for another processor runs there, emulated and so tens of times slower."""
 FAR = 3.0
 """Candidates estimated at more than this times the fastest on their unit are not built."""
+TIE = 1.25
+"""Estimates of two engines that differ by less say nothing about which one is faster."""
 EMULATED = frozenset({"onnxruntime", "tvm"})
 """Backends whose engines are installed on the emulated device."""
 
@@ -53,7 +55,9 @@ def plan(target: Target, network: Network, candidates: Sequence[Candidate]) -> P
             estimates[candidate] = load_backend(candidate.backend).estimate(
                 network, target, candidate.precision
             )
-        except (TargetError, BackendError) as error:
+        except (
+            Exception
+        ) as error:  # a plugin's estimate may fail in any way, and may be done without
             notes.append(f"{candidate.label}: no estimate: {error}")
     kept = []
     for candidate in candidates:
@@ -178,7 +182,10 @@ def _run_here(
     bench.ask("outputs", path=str(out / "outputs.npz"))
     how = f"{candidate.backend} on {machine.cpu}"
     if workshop.target.arch == machine.arch:
-        return {"evidence": "run", "how": how}
+        # Code for the target's kind of processor is the very code; an engine chooses its kernels anew.
+        native = load_artifact(folder).arch == machine.arch
+        if native:
+            return {"evidence": "run", "how": how}
     return {"evidence": "proxy", "how": f"the same engine on another processor: {how}"}
 
 
@@ -208,23 +215,38 @@ def _opening(
     }
 
 
-def relative(trials: Iterable[Trial]) -> list[Trial]:
-    """The trials; those estimated slower than the untouched network on their engine have failed.
+def passed_over(trials: Iterable[Trial], preference: Sequence[str]) -> list[Trial]:
+    """The trials, with a reason on those that must not be chosen, whatever their size.
 
-    Promise 2, by estimate: such a candidate must not be chosen for its size.
+    Promise 2 by estimate: none is chosen that is estimated slower than the untouched network on its
+    engine. And where estimates cannot tell two engines apart (`TIE`), the target's `preference` does.
     """
     found = list(trials)
-    untouched = {t.candidate.backend: t for t in found if t.candidate.lossless and t.status == "ok"}
-    return [_marked(trial, untouched.get(trial.candidate.backend)) for trial in found]
+    return [replace(trial, passed_over=_why_not(trial, found, preference)) for trial in found]
 
 
-def _marked(trial: Trial, untouched: Trial | None) -> Trial:
-    if untouched is None or trial is untouched or trial.latency_ms <= untouched.latency_ms:
-        return trial
-    return replace(
-        trial,
-        status="failed",
-        stage="estimate",
-        reason=f"estimated at {trial.latency_ms:.2f} ms, the untouched network on the same engine "
-        f"at {untouched.latency_ms:.2f} ms",
-    )
+def _why_not(trial: Trial, trials: Sequence[Trial], preference: Sequence[str]) -> str:
+    if trial.estimate is None or trial.package:
+        return ""
+    mine = trial.candidate
+    for other in trials:
+        theirs = other.candidate
+        if other is trial or other.package or other.estimate is None or not other.holds:
+            continue
+        if theirs.backend == mine.backend:
+            if theirs.lossless and trial.latency_ms > other.latency_ms:
+                return (
+                    f"estimated at {trial.latency_ms:.2f} ms, the untouched network on the same engine "
+                    f"at {other.latency_ms:.2f} ms"
+                )
+        elif (
+            theirs.unit == mine.unit
+            and trial.latency_ms <= other.latency_ms < TIE * trial.latency_ms
+        ):
+            order = [*preference, mine.backend, theirs.backend]
+            if order.index(theirs.backend) < order.index(mine.backend):
+                return (
+                    f"estimates do not tell it from {theirs.label}, and the target prefers "
+                    f"{theirs.backend}"
+                )
+    return ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemp.backends import backend_names
 from edgemp.backends.base import BuildPackage
 from edgemp.bundle import (
     Bundle,
@@ -26,7 +28,8 @@ from edgemp.compiler.choose import closest
 from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
 from edgemp.compiler.trials import Trial, Workshop
-from edgemp.errors import EdgempError, ToolchainMissing, TrialError
+from edgemp.compiler.write import check_output
+from edgemp.errors import EdgempError, ToolchainMissing, TrialError, VerificationError
 from edgemp.fidelity import measure
 from edgemp.isolate import Limits, Worker, WorkerFailure
 from edgemp.machine import this_machine
@@ -74,7 +77,9 @@ def finish_bundle(
     rest goes. A signature does not survive: sign the finished bundle anew.
 
     Raises:
-        WrongTargetError: this machine is not of the bundle's kind.
+        WrongTargetError: this machine has another architecture or operating system than the target.
+        VerificationError: what ran so far does not hold here.
+        TrialError: no package of a module could be built and timed.
         ToolchainMissing: the engine that a package needs is not installed here; nothing is changed.
         EdgempError: nothing is left to finish.
     """
@@ -84,6 +89,8 @@ def finish_bundle(
     if not left:
         raise EdgempError(f"{path}: is ready; there is nothing to finish")
     check_runnable(bundle, functions=False)
+    _check_engines(bundle, left)
+    check_output(output or path)
     limits = limits or Limits(
         seconds=3600.0, memory_bytes=int((this_machine().memory_bytes or (8 << 30)) * 0.7)
     )
@@ -96,13 +103,39 @@ def finish_bundle(
             trials[name] = _module(workshop, bundle, name, work / name, progress)
             held = [t for t in trials[name] if t.holds and t.timing is not None]
             if not held:
-                raise TrialError(
-                    f"{path}: module {name}: not even what ran so far holds here; run `edgemp verify`:\n"
+                raise VerificationError(
+                    f"{path}: module {name}: not even what ran so far holds here; nothing was changed:\n"
                     + closest(trials[name])
+                )
+            if not any(_was_built(bundle, name, trial) for trial in trials[name]):
+                raise TrialError(
+                    f"{path}: module {name}: no package could be built and timed here; nothing was "
+                    "changed:\n" + closest(trials[name])
                 )
             chosen[name] = min(held, key=lambda t: t.latency_ms)
         _seal(bundle, trials, chosen, output or path)
     return Finished(output or path, trials, chosen)
+
+
+def _check_engines(bundle: Bundle, left: Sequence[str]) -> None:
+    """Before anything is built: is there an engine for every package?
+
+    Raises:
+        ToolchainMissing: naming the engine that is not.
+    """
+    for name in left:
+        for package in bundle.module(name).packages:
+            if package.backend not in backend_names():
+                raise ToolchainMissing(
+                    f"{bundle.path}: module {name} waits for backend {package.backend!r}, which no package "
+                    "installed here provides; install it, and finish again; nothing was changed"
+                )
+
+
+def _was_built(bundle: Bundle, name: str, trial: Trial) -> bool:
+    built = (trial.candidate.backend, trial.candidate.precision)
+    packages = [(p.backend, p.precision) for p in bundle.module(name).packages]
+    return trial.timing is not None and built in packages
 
 
 def _module(
@@ -228,8 +261,15 @@ def _seal(
         record = modules[name]
         for member in _left_over(record):
             members.pop(member, None)
-        modules[name], files = _sealed(name, record, trial, len(trials[name]))
+        timed = sum(tried.timing is not None for tried in trials[name])
+        modules[name], files = _sealed(name, record, trial, timed)
         members.update(files)
+    if bundle.manifest.report is not None:
+        report = json.loads(members[bundle.manifest.report])
+        found = Finished(output, trials, chosen).record() | {"bundle": output.name}
+        members[bundle.manifest.report] = json.dumps(
+            {**report, "finished": found}, indent=1
+        ).encode()
     used = Manifest.model_validate(
         {**bundle.manifest.model_dump(), "state": "ready", "modules": modules, "members": {}}
     )
@@ -275,7 +315,10 @@ def _sealed(
         units=artifact.units,
         placement=placement,
         fidelity=trial.fidelity.record(),
-        evidence=EvidenceRecord(kind="run", how=trial.how),
+        evidence=EvidenceRecord(
+            kind="run",
+            how=f"{trial.how}, {trial.fidelity.samples} goldens, task metrics not replayed",
+        ),
         latency_ms=Latency(p50=timing.p50, p99=timing.p99),
         estimate=None,
         ratio_to_original=None,

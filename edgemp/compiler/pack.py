@@ -96,8 +96,8 @@ def _target_record(target: Target, choices: Mapping[str, Choice]) -> TargetRecor
     native = any(load_artifact(folder).arch != "any" for folder in folders if folder is not None)
     return TargetRecord(
         name=target.name,
-        arch=target.arch,
-        os=target.os,
+        arch=target.arch or "any",
+        os=target.os or "any",
         requires_isa=tuple(f for f in target.isa if f.startswith(SIMD)) if native else (),
         described=target.model_dump(mode="json"),
     )

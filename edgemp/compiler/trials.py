@@ -49,7 +49,8 @@ class Trial:
     """One candidate's record. A failed one keeps the reason and how far it came (`stage`).
 
     `evidence` and `how` say on what the outputs were computed. A candidate that cannot be timed here
-    has an `estimate` instead of a `timing`; `package` marks one that the device has to finish.
+    has an `estimate` instead of a `timing`; `package` marks one that the device has to finish, and
+    `passed_over` says why one that holds must not be chosen all the same.
     """
 
     candidate: Candidate
@@ -67,6 +68,7 @@ class Trial:
     how: str = ""
     estimate: Estimate | None = None
     package: bool = False
+    passed_over: str = ""
 
     @property
     def latency_ms(self) -> float:
@@ -110,6 +112,7 @@ class Trial:
             "evidence": {"kind": self.evidence, "how": self.how},
             "estimate": estimate_record(self.estimate),
             "package": self.package,
+            "passed_over": self.passed_over,
         }
 
 
@@ -304,12 +307,14 @@ def lasting(failure: WorkerFailure) -> str:
 
     Raises:
         CacheError: if the disk is full.
-        TrialError: if the memory was.
+        TrialError: if the memory was, or a toolchain is missing that may be installed the next time.
     """
     if os.strerror(errno.ENOSPC) in str(failure):
         raise CacheError(f"cannot write the stage cache: {failure}")
     if failure.kind == "MemoryError":
         raise TrialError(f"out of memory: {failure}")
+    if failure.kind == "ToolchainMissing":
+        raise TrialError(str(failure))
     return f"{failure.kind}: {failure}"
 
 

@@ -57,10 +57,13 @@ class _Job:
         compiled: Artifact | BuildPackage
         try:
             compiled = engine.compile(prepared, device, precision)
-        except ToolchainMissing:
+        except ToolchainMissing as missing:
             if not may_defer:
                 raise
-            compiled = engine.defer(prepared, device, precision)
+            try:
+                compiled = engine.defer(prepared, device, precision)
+            except BackendError as refused:
+                raise ToolchainMissing(f"{missing}; {refused}") from None
         if not compiled.placement.nodes:
             compiled = replace(compiled, placement=engine.place(prepared, device))
         if isinstance(compiled, BuildPackage):

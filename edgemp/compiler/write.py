@@ -21,12 +21,32 @@ from edgemp.compiler.recording import Recording
 from edgemp.compiler.rehearse import rehearse
 from edgemp.compiler.steps import pipeline_assets
 from edgemp.compiler.trials import tool_versions
-from edgemp.emulation import emulator
-from edgemp.errors import FidelityError
+from edgemp.emulation import Emulator, emulator
+from edgemp.errors import EdgempError, FidelityError, TrialError
 from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.pipeline import Pipeline
 from edgemp.samples import Split
+
+
+def check_output(output: Path) -> None:
+    """Find out in the first second whether a bundle can be written.
+
+    Raises:
+        EdgempError: if not, with the reason.
+    """
+    folder = output.parent
+    if not folder.is_dir():
+        raise EdgempError(f"cannot write {output}: there is no folder {folder}")
+    if output.is_dir():
+        raise EdgempError(f"cannot write {output}: it is a folder")
+    # Tried, because permission bits do not tell about read-only mounts (or bind root).
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=folder)
+    except OSError as error:
+        raise EdgempError(f"cannot write {output}: {error.strerror}") from None
+    os.close(descriptor)
+    os.unlink(name)
 
 
 def write(
@@ -97,9 +117,10 @@ def _report(compiled: Compiled) -> dict[str, Any]:
 
 
 def _emulated(compiled: Compiled, partial: Path, progress: Progress) -> Compiled | None:
-    """The choices after the target's kind of processor, emulated, has replayed the goldens of all of them.
+    """The choices after the target's kind of processor, emulated, has replayed their goldens.
 
-    None if it cannot: the target's processor is this one's kind, or is not emulated here.
+    None if it replayed none: the target's processor is this one's kind, is not emulated here, or no
+    chosen engine runs there.
 
     Raises:
         FidelityError: if a module diverges there.
@@ -107,22 +128,36 @@ def _emulated(compiled: Compiled, partial: Path, progress: Progress) -> Compiled
     target = compiled.target
     if target.arch == this_machine().arch or (device := emulator(target)) is None:
         return None
-    if any(c.trial.candidate.backend not in EMULATED for c in compiled.choices.values()):
+    names = [n for n, c in compiled.choices.items() if c.trial.candidate.backend in EMULATED]
+    if not names:
         return None
     progress.stage("replaying the goldens on the emulated processor", 1)
-    verdict = device.verify(partial)
+    try:
+        verdict = _replayed(device, partial, names)
+    except TrialError as error:
+        note = f"the goldens could not be replayed under emulation: {error}"
+        progress.note(note)
+        return replace(compiled, notes=(*compiled.notes, note))
     if verdict["first_diverging"]:
         raise FidelityError(
             f"on {device.describe}, {verdict['first_diverging']} diverges from the original; nothing "
-            "was written"
+            "was written: restrict --backend or --precision"
         )
-    progress.advance(f"they hold on {device.describe}")
-    choices = {}
-    for name, choice in compiled.choices.items():
-        how = f"goldens replayed by edgemp verify on {device.describe}; {choice.trial.how}"
-        trial = replace(choice.trial, evidence="emulated", how=how)
-        choices[name] = replace(choice, trial=trial)
+    progress.advance(f"{', '.join(names)} hold on {device.describe}")
+    choices = dict(compiled.choices)
+    for name in names:
+        trial = choices[name].trial
+        how = f"goldens replayed by edgemp verify on {device.describe}; {trial.how}"
+        choices[name] = replace(choices[name], trial=replace(trial, evidence="emulated", how=how))
     return replace(compiled, choices=choices)
+
+
+def _replayed(device: Emulator, bundle: Path, names: list[str]) -> dict[str, Any]:
+    """`edgemp verify` there; once more if it crashes, which emulation does now and then."""
+    try:
+        return device.verify(bundle, modules=names)
+    except TrialError:
+        return device.verify(bundle, modules=names)
 
 
 def _cannot_rehearse(compiled: Compiled) -> str:

@@ -94,8 +94,10 @@ class Emulator:
         with tempfile.TemporaryDirectory(prefix="edgemp-emulated-") as name:
             return self._finish(arguments, Path(name), folders, seconds)
 
-    def verify(self, bundle: Path, *, seconds: float = 1800.0) -> dict[str, Any]:
-        """Run `edgemp verify --json` on the emulated device; returns its document.
+    def verify(
+        self, bundle: Path, *, modules: Sequence[str] = (), seconds: float = 1800.0
+    ) -> dict[str, Any]:
+        """Run `edgemp verify --json` on the emulated device, for some or all modules; returns its document.
 
         Raises:
             EdgempError: if the bundle could not be verified at all, with the device's own message.
@@ -108,6 +110,7 @@ class Emulator:
             start = ["-c", _AS_ANDROID] if self.os == "android" else ["-m", "edgemp.cli.main"]
             # One thread: under qemu 7.2, ONNX Runtime's threads corrupt the heap once in a while.
             arguments = [*start, "verify", str(seen), "--json", "--threads", "1"]
+            arguments += [text for name in modules for text in ("--module", name)]
             ended = self._finish(arguments, Path(name), (), seconds)
         try:
             document: dict[str, Any] = json.loads(

@@ -7,6 +7,8 @@ from collections import Counter
 from edgemp.backends.base import Artifact, Placement, Session
 
 SHOWN = 5
+SHRUNK = 0.1
+"""How much smaller a unit's share of nodes may be before nodes must have left it."""
 
 
 def differences(artifact: Artifact, session: Session) -> list[str]:
@@ -28,7 +30,7 @@ def differences(artifact: Artifact, session: Session) -> list[str]:
 
 
 def _moved(stated: Placement, found: Placement) -> list[str]:
-    """Nodes on another unit, by name where both know it; else a unit with fewer nodes than stated."""
+    """Nodes on another unit, by name where both know it; else units whose share of nodes has shrunk."""
     places = {node.node: node.unit for node in stated.nodes}
     moved = [
         f"node {node.node} ({node.op}) runs on {node.unit or 'no unit'}"
@@ -39,8 +41,15 @@ def _moved(stated: Placement, found: Placement) -> list[str]:
     if moved:
         more = [f"and {len(moved) - SHOWN} more"] if len(moved) > SHOWN else []
         return [*moved[:SHOWN], *more]
-    # Engines of another version may fuse and name nodes differently; a unit that has vanished still shows.
-    before, after = (Counter(node.unit for node in p.nodes) for p in (stated, found))
+    # Engines of another version may fuse and name nodes differently; what they moved shows in shares.
+    before, after = (_shares(placement) for placement in (stated, found))
     return [
-        f"no node runs on {unit}, stated were {n}" for unit, n in before.items() if not after[unit]
+        f"{after.get(unit, 0.0):.0%} of the nodes run on {unit}, stated were {before.get(unit, 0.0):.0%}"
+        for unit in sorted({*before, *after})
+        if unit not in before or after.get(unit, 0.0) < before[unit] - SHRUNK
     ]
+
+
+def _shares(placement: Placement) -> dict[str, float]:
+    counts = Counter(node.unit for node in placement.nodes)
+    return {unit: count / len(placement.nodes) for unit, count in counts.items()}

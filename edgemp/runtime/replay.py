@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -53,8 +54,16 @@ class Verdict:
         }
 
 
-def replay(bundle: Bundle, *, allow_fallback: bool = False, threads: int | None = None) -> Verdict:
+def replay(
+    bundle: Bundle,
+    *,
+    allow_fallback: bool = False,
+    threads: int | None = None,
+    modules: Sequence[str] | None = None,
+) -> Verdict:
     """Run every module on its own golden inputs, in execution order, with `threads` or the bundle's own.
+
+    `modules` restricts it to those.
 
     Each module is fed the *original's* inputs, so a module that diverges does not taint the ones
     after it. Task metrics are not replayed: they may need packages that a device does not have.
@@ -62,10 +71,13 @@ def replay(bundle: Bundle, *, allow_fallback: bool = False, threads: int | None 
     Raises:
         BundleError, PlacementError: as `edgemp.load`.
     """
-    check_runnable(bundle, functions=False)
+    asked = set(modules or bundle.pipeline.modules)
+    for name in asked:
+        bundle.module(name)  # raises on an unknown one
+    check_runnable(bundle, functions=False, modules=asked)
     verdicts = []
     for name in bundle.pipeline.order():
-        if name in bundle.pipeline.modules:
+        if name in asked:
             verdicts.append(_replay_module(bundle, name, allow_fallback, threads))
     return Verdict(tuple(verdicts))
 

@@ -34,7 +34,10 @@ def test_a_plugin_that_does_not_import_is_refused_by_name() -> None:
         ("from-the-future", r"written for plugin API 2.*speaks 1; install a newer edgemp"),
         ("from-the-past", r"API 0.*install a newer release of edgemp-contract-breakers"),
         ("unversioned", r"written for plugin API None"),
-        ("half", r"lacks precisions, place, prepare, compile, defer, finish, simulate, estimate"),
+        (
+            "half",
+            r"lacks fingerprint, precisions, place, prepare, compile, defer, finish, simulate, estimate",
+        ),
         ("misnamed", r"calls itself 'another'"),
     ],
 )

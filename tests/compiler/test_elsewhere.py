@@ -15,7 +15,8 @@ import edgemp
 from edgemp.backends.base import Estimate
 from edgemp.bundle import read_bundle
 from edgemp.compiler.candidates import Candidate
-from edgemp.compiler.elsewhere import plan, relative
+from edgemp.compiler.choose import Budget, choose
+from edgemp.compiler.elsewhere import passed_over, plan
 from edgemp.compiler.outcome import Compiled
 from edgemp.compiler.trials import Trial
 from edgemp.errors import EdgempError, FidelityError, PlacementError, ToolchainMissing
@@ -297,5 +298,20 @@ def test_a_candidate_that_is_estimated_slower_than_the_untouched_network_is_neve
         candidate = Candidate("e", precision, 2, lossless=precision == "fp32")
         return Trial(candidate, "ok", "checked", fidelity=right, estimate=estimated(ms))
 
-    marked = relative([trial("fp32", 10), trial("int8", 11), trial("bf16", 9)])
-    assert [t.candidate.precision for t in marked if t.holds] == ["fp32", "bf16"]
+    marked = passed_over([trial("fp32", 10), trial("int8", 11), trial("bf16", 9)], ["e"])
+    assert [t.candidate.precision for t in marked if not t.passed_over] == ["fp32", "bf16"]
+    assert choose({"m": marked}, Budget())["m"].trial.candidate.precision == "bf16"
+
+
+def test_where_estimates_cannot_tell_engines_apart_the_targets_order_does() -> None:
+    right = Fidelity(1.0, 1.0, 0.0, 1)
+
+    def trial(backend: str, ms: float) -> Trial:
+        candidate = Candidate(backend, "fp32", 2, lossless=True)
+        return Trial(candidate, "ok", "checked", fidelity=right, estimate=estimated(ms))
+
+    near = passed_over([trial("first", 10.5), trial("second", 10)], ["first", "second"])
+    assert choose({"m": near}, Budget())["m"].trial.candidate.backend == "first"
+    assert "the target prefers first" in near[1].passed_over
+    far = passed_over([trial("first", 20), trial("second", 10)], ["first", "second"])
+    assert choose({"m": far}, Budget())["m"].trial.candidate.backend == "second"

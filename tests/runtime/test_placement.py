@@ -81,4 +81,15 @@ def test_the_engines_reason_for_a_fallback_is_passed_on() -> None:
 def test_a_unit_that_vanished_is_found_even_if_the_engine_renamed_its_nodes() -> None:
     stated = artifact(UNITS, nodes("NPU", "NPU", "CPU"))
     found = Stated(UNITS, nodes("CPU", "CPU", prefix="fused"))
-    assert differences(stated, found) == ["no node runs on NPU, stated were 2"]
+    (told,) = differences(stated, found)
+    assert told == "0% of the nodes run on NPU, stated were 67%"
+
+
+def test_nodes_that_left_a_unit_under_other_names_are_found_by_its_share() -> None:
+    stated = artifact(UNITS, nodes(*["NPU"] * 9, "CPU"))
+    kept = Stated(UNITS, nodes(*["NPU"] * 5, "CPU", prefix="fused"))
+    assert not differences(stated, kept)
+    left = Stated(UNITS, nodes("NPU", *["CPU"] * 5, prefix="fused"))
+    assert differences(stated, left) == ["17% of the nodes run on NPU, stated were 90%"]
+    other = Stated(UNITS, nodes(*["NPU"] * 9, "DLA", prefix="fused"))
+    assert "10% of the nodes run on DLA, stated were 0%" in differences(stated, other)
