@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -109,7 +108,7 @@ class Boards:
         worker.ask(
             "open",
             artifact=str(place / "artifact"),
-            threads=min(2, os.cpu_count() or 1),
+            threads=1,  # as in Emulator.verify: qemu does not stand several for long
             target=target.model_dump(mode="json"),
             feeds=str(place / "feeds.npz"),
         )
