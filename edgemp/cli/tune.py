@@ -25,12 +25,16 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="Schedules to measure per task.")] = 32,
     minutes: Annotated[float, typer.Option(min=0, help="Time for all tasks together.")] = 20.0,
     records: Annotated[
-        Path | None, typer.Option(help="Also write all records of this processor to a file.")
+        Path | None,
+        typer.Option(
+            help="Also write the records to a file: those measured here, else imported ones."
+        ),
     ] = None,
     import_: Annotated[
         Path | None,
         typer.Option(
-            "--import", help="First take over a file of records, be it another processor's."
+            "--import",
+            help="First take over a file of records, which serve where none were measured here.",
         ),
     ] = None,
     samples: Annotated[
@@ -42,7 +46,7 @@ def tune(
     """Tune what TVM generates besides edgemp's kernels; compiles for the same processor use the records.
 
     Stop it at any time: it goes on from what is measured. Records of another processor are taken over
-    with --import, and artifacts say so.
+    with --import; those measured here go before them, and artifacts say which there were.
     """
     from edgemp.backends.tvm import records as kept
     from edgemp.backends.tvm.toolchain import processor
@@ -55,28 +59,29 @@ def tune(
         raise EdgempError("nothing to do: give a pipeline or a network to tune, or --import FILE")
     device, stages = load_target(target), StageCache(cache)
     cpu = processor(device)
-    found = kept.import_records(import_, cpu, stages) if import_ else kept.records(cpu, stages)
+    if import_ is not None:
+        kept.import_records(import_, cpu, stages)
     document: dict[str, Any] = {"processor": kept.label(cpu)}
     if source is not None:
         tuned = _tune(source, samples, device, trials, minutes, stages, quiet=json)
-        found = tuned.records
         document |= {
             "measured": tuned.measured,
             "tasks": len(tuned.tasks),
             "failed": list(tuned.failed),
             "skipped": list(tuned.skipped),
         }
-    document |= {"records": found.count, "origin": found.origin}
+    here, moved = kept.records(cpu, stages), kept.imported(cpu, stages)
+    document |= {"records": here.count, "imported": moved.count}
+    document |= {"origin": moved.origin} if moved.count else {}
     if records is not None:
-        kept.create(found)
-        kept.export_records(found, records)
+        kept.export_records(here if here.count else moved, records)
         document["file"] = str(records)
     if json:
         print_json(document)
         return
     for failure in document.get("failed", ()):
         console().print(f"failed: {failure}", markup=False)
-    console().print(found.describe(cpu) or "no records", markup=False)
+    console().print(kept.describe(kept.known(cpu, stages), cpu) or "no records", markup=False)
 
 
 def _tune(

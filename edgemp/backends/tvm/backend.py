@@ -45,16 +45,16 @@ class TvmBackend(BackendDefaults):
 
     def fingerprint(self, target: Target) -> str:
         """Digest of the tuning records and of the kernels' source."""
-        from edgemp.backends.tvm.records import records
+        from edgemp.backends.tvm.records import known
         from edgemp.backends.tvm.toolchain import kernels_folder, processor
         from edgemp.compiler.cache import digest
 
         try:
-            found = records(processor(target))
+            found = known(processor(target))
         except (ToolchainMissing, PackageNotFoundError):  # compiling says so
             return ""
         sources = [*kernels_folder().glob("*.h"), *kernels_folder().glob("*.cpp")]
-        files = sorted(p for p in [*found.folder.glob("*"), *sources] if p.is_file())
+        files = [*(path for item in found for path in item.files), *sorted(sources)]
         return digest([[p.name, p.read_text(encoding="utf-8", errors="replace")] for p in files])
 
     def precisions(self, target: Target) -> tuple[Precision, ...]:
@@ -131,7 +131,7 @@ class TvmBackend(BackendDefaults):
 
         from edgemp.backends.tvm.lower import lower
         from edgemp.backends.tvm.prepare import refuse_unknown
-        from edgemp.backends.tvm.records import records
+        from edgemp.backends.tvm.records import known
         from edgemp.backends.tvm.toolchain import processor
         from edgemp.ingest.onnx_file import read_onnx
 
@@ -144,7 +144,7 @@ class TvmBackend(BackendDefaults):
             names = ", ".join(f"{node.node} ({node.op})" for node in refused[:8])
             raise UnsupportedOpError(f"tvm does not implement {len(refused)} node(s): {names}")
         shaped = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        return lower(shaped, cpu, records(cpu))
+        return lower(shaped, cpu, known(cpu))
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         from edgemp.backends.tvm.session import TvmSession

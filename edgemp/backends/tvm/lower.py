@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from edgemp.backends.base import NodePlacement
 from edgemp.backends.tvm.calls import constants, function
 from edgemp.backends.tvm.graph import Graph
-from edgemp.backends.tvm.records import Records, apply_records
+from edgemp.backends.tvm.records import Records, apply_records, describe
 from edgemp.backends.tvm.schedule import scheduled
 from edgemp.backends.tvm.selection import Kernel, select
 from edgemp.backends.tvm.toolchain import Processor, Tile, kernels_object, link
@@ -36,7 +37,7 @@ class Lowered:
     records: str = ""
 
 
-def lower(model: Any, cpu: Processor, found: Records | None = None) -> Lowered:
+def lower(model: Any, cpu: Processor, found: Sequence[Records] = ()) -> Lowered:
     """Import, fuse and schedule a prepared model, by records where there are any.
 
     Raises:
@@ -46,12 +47,12 @@ def lower(model: Any, cpu: Processor, found: Records | None = None) -> Lowered:
 
     module, called = fused(model, cpu)
     tuned: tuple[str, ...] = ()
-    about = ""
-    if found is not None and found.count:
-        module, tuned = apply_records(module, tvm.target.Target(cpu.llvm()), found.folder)
-        about = found.describe(cpu)
+    if found:
+        module, tuned = apply_records(module, tvm.target.Target(cpu.llvm()), found)
     module, left = scheduled(module, cpu.tile.lanes)
-    return Lowered(module, _calls(module, called, set(tuned)), tuple(left), tuned, about)
+    return Lowered(
+        module, _calls(module, called, set(tuned)), tuple(left), tuned, describe(found, cpu)
+    )
 
 
 def fused(model: Any, cpu: Processor) -> tuple[Any, dict[str, list[Kernel]]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from edgemp.backends.tvm.records import Records, create, records
+from edgemp.backends.tvm.records import DATABASE, Records, create, records
 from edgemp.backends.tvm.toolchain import Processor, processor
 from edgemp.compiler.cache import StageCache
 from edgemp.errors import BackendError, EdgempError, ToolchainMissing, TrialError
@@ -211,7 +211,6 @@ class _Job:
         contexts, weights = ms.relax_integration.extracted_tasks_to_tune_contexts(
             [extracted[index]], work_dir=records, num_threads=cpu.cores, seed=0
         )
-        database = ms.database.JSONDatabase(*map(str, _files(Path(records))))
         ms.tune.tune_tasks(
             tasks=contexts,
             task_weights=weights,
@@ -222,14 +221,15 @@ class _Job:
             builder=ms.builder.LocalBuilder(
                 max_workers=cpu.cores, timeout_sec=BUILD_S, initializer=light_intrinsics
             ),
-            database=database,
+            database=_database(Path(records)),
         )
 
 
-def _files(folder: Path) -> tuple[Path, Path]:
-    from edgemp.backends.tvm.records import DATABASE
+def _database(folder: Path) -> Any:
+    from tvm.s_tir import meta_schedule as ms
 
-    return folder / DATABASE[0], folder / DATABASE[1]
+    create(Records(folder))  # once more: a child that was killed may have left half a line
+    return ms.database.JSONDatabase(*(str(folder / name) for name in DATABASE))
 
 
 def _extracted(network: str, target: dict[str, Any]) -> tuple[Processor, list[Any]]:
@@ -251,9 +251,7 @@ def _extracted(network: str, target: dict[str, Any]) -> tuple[Processor, list[An
 
 def _measured(folder: Path, extracted: list[Any]) -> list[int]:
     """How many records the database has for each task."""
-    from tvm.s_tir import meta_schedule as ms
-
-    database = ms.database.JSONDatabase(*map(str, _files(folder)))
+    database = _database(folder)
     counts = []
     for task in extracted:
         module = task.dispatched[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from edgemp.backends.tvm import TvmBackend
 from edgemp.backends.tvm.records import (
     RecordsError,
     create,
+    describe,
     export_records,
     import_records,
+    imported,
+    known,
     label,
     records,
 )
@@ -32,7 +36,8 @@ HOST = load_target("host")
 def test_without_tuning_there_are_no_records(tmp_path: Path) -> None:
     found = records(processor(HOST), StageCache(tmp_path))
     assert found.count == 0
-    assert found.describe(processor(HOST)) == ""
+    assert known(processor(HOST), StageCache(tmp_path)) == ()
+    assert describe((), processor(HOST)) == ""
 
 
 def test_records_that_are_carried_over_say_where_they_were_measured(tmp_path: Path) -> None:
@@ -42,10 +47,54 @@ def test_records_that_are_carried_over_say_where_they_were_measured(tmp_path: Pa
     (here.folder / "database_tuning_record.json").write_text("[0, 1]\n[0, 2]\n")
     export_records(here, tmp_path / "records.json")
     moved = import_records(tmp_path / "records.json", pi, StageCache(tmp_path / "b"))
-    again = records(pi, StageCache(tmp_path / "b"))
+    (again,) = known(pi, StageCache(tmp_path / "b"))
     assert moved.count == again.count == 2
-    assert again.describe(pi) == f"2 records for {label(pi)}, carried over from {label(cpu)}"
-    assert records(cpu, StageCache(tmp_path / "b")).count == 0
+    assert describe([again], pi) == f"2 records for {label(pi)}, carried over from {label(cpu)}"
+    assert known(cpu, StageCache(tmp_path / "b")) == ()
+
+
+def test_imported_records_leave_what_was_measured_here_as_it_is(tmp_path: Path) -> None:
+    cpu, cache = processor(HOST), StageCache(tmp_path / "cache")
+    here = records(cpu, cache)
+    create(here)
+    (here.folder / "database_tuning_record.json").write_text("[0, 1]\n")
+    export_records(replace(here, origin="a laptop"), tmp_path / "records.json")
+    (here.folder / "database_tuning_record.json").write_text("[0, 2]\n[0, 3]\n")
+    import_records(tmp_path / "records.json", cpu, cache)
+    assert records(cpu, cache).count == 2
+    assert [(item.count, item.origin) for item in known(cpu, cache)] == [
+        (2, label(cpu)),
+        (1, "a laptop"),
+    ]
+
+
+def test_clearing_the_stage_cache_keeps_tuning_records(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    found = records(processor(HOST), cache)
+    create(found)
+    (found.folder / "database_tuning_record.json").write_text("[0, 1]\n")
+    cache.clear()
+    assert records(processor(HOST), cache).count == 1
+
+
+def test_half_a_line_that_a_killed_run_left_is_dropped(tmp_path: Path) -> None:
+    found = records(processor(HOST), StageCache(tmp_path))
+    create(found)
+    path = found.folder / "database_tuning_record.json"
+    path.write_text("[0, 1]\n[0, [1, 2")
+    assert found.count == 1
+    create(found)
+    assert path.read_text() == "[0, 1]\n"
+
+
+def test_an_unreadable_note_on_the_origin_is_no_error(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path / "cache")
+    found = records(processor(HOST), cache)
+    create(found)
+    export_records(found, tmp_path / "records.json")
+    moved = import_records(tmp_path / "records.json", processor(HOST), cache)
+    (moved.folder / "about.json").write_text("{")
+    assert imported(processor(HOST), cache).origin == "an unknown processor"
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"format": 1}', "[1, 2]", "\x00\x01"])
@@ -88,7 +137,8 @@ def test_the_command_takes_over_and_writes_files_of_records(tmp_path: Path) -> N
     done = CliRunner().invoke(app, ["tune", *options, *files])
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
-    assert (said["records"], said["origin"]) == (1, label(processor(HOST)))
+    assert (said["records"], said["imported"]) == (0, 1)
+    assert said["origin"] == label(processor(HOST))
     assert (tmp_path / "out.json").read_text() == (tmp_path / "in.json").read_text()
 
 
@@ -114,3 +164,12 @@ def test_a_second_run_goes_on_from_what_the_first_measured_and_compiling_uses_it
     session = backend.open(artifact, HOST)
     for feed, expected in zip(network.samples.held_out, network.reference, strict=True):
         np.testing.assert_allclose(session.run(feed)["y"], expected["y"], rtol=1e-4, atol=1e-5)
+    export_records(replace(first.records, origin="a laptop"), tmp_path / "records.json")
+    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "another"))
+    import_records(tmp_path / "records.json", processor(HOST))
+    moved = backend.compile(prepared, HOST, "fp32")
+    assert moved.options["tuned"] == ["mean"]
+    assert moved.options["records"].endswith("carried over from a laptop")
+    third = tune({"conv": network}, HOST, 1, 400.0, StageCache())
+    assert third.measured >= 1
+    assert "mean" not in third.skipped
