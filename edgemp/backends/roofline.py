@@ -6,10 +6,11 @@ with separate ceilings for matrix and vector work, and the time that starting a 
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from edgemp.backends.base import Estimate, NodeEstimate
-from edgemp.errors import NetworkError
+from edgemp.errors import NetworkError, TargetError
 from edgemp.estimate.ceilings import Ceilings, published
 from edgemp.estimate.graph import read_graph
 from edgemp.estimate.kernels import FUSIONS, GENERAL, Kernel, Widths, kernels_of
@@ -26,10 +27,14 @@ WIDTHS = {
     "bf16": Widths(2, 2, 2),
     "int8": Widths(1, 1, 4),
     "int8-bf16": Widths(1, 1, 2),
+    "int8-fp16": Widths(1, 1, 2),
     "int8-dynamic": Widths(1, 4, 4),
     "fp8": Widths(1, 1, 2),
 }
 """Bytes per element in memory. 16-bit storage of fp32 weights ends when the engine loads them."""
+
+CEILINGS: ContextVar[StageCache | None] = ContextVar("CEILINGS", default=None)
+"""Where ceilings of this machine are kept when a backend's `estimate` is asked, which names no cache."""
 
 UNKNOWN = 4.0
 """A kernel whose shapes cannot be told is put at the mean of the others, and its share of the stated
@@ -51,22 +56,30 @@ def roofline(
 
     Raises:
         NetworkError: if the network is not ONNX, or its shapes cannot be told.
-        TargetError: naming the figure that the target's file lacks, or if it has no such unit.
+        TargetError: naming the figure that the target's file lacks, or the precision whose widths are
+            unknown; or if it has no such unit.
         BackendError: if the ceilings of this machine cannot be measured with `backend`.
     """
-    widths = WIDTHS.get(precision, Widths())
+    # Engines with several devices name the device before the precision: "npu-int8".
+    computed = precision.removeprefix(f"{unit.lower()}-")
+    if computed not in WIDTHS:
+        raise TargetError(
+            f"{network.name}: how wide numbers are in {precision} is unknown, so its traffic cannot be "
+            f"estimated; known: {', '.join(WIDTHS)}"
+        )
+    widths = WIDTHS[computed]
     graph = read_graph(network.model, network.name)
     if target.probe:
         from edgemp.compiler.cache import StageCache
         from edgemp.estimate.calibrate import measured
 
         backend = backend or target.backends[0]
-        ceilings = measured(backend, precision, target, cache or StageCache())
+        ceilings = measured(backend, precision, target, cache or CEILINGS.get() or StageCache())
         watts = None
     else:
         found = target.unit(unit)
-        ceilings = published(target, found, precision)
-        if precision.startswith("int8") and found.kind != "cpu":
+        ceilings = published(target, found, computed)
+        if computed.startswith("int8") and found.kind != "cpu":
             # Accelerators keep tensors in 8 bits between products, and the rest in 16.
             widths = Widths(1, 1, 2)
         # The first power mode is the one that the rates hold for.
@@ -81,8 +94,8 @@ def estimate_of(
     """The kernels' times under the ceilings.
 
     Raises:
-        NetworkError: naming the first products whose shapes are unknown, if there are any, or if
-            hardly anything is known.
+        NetworkError: naming the first products whose shapes are unknown or that the engine refuses, if
+            there are any, or if hardly anything is known.
     """
     unknown = [kernel for kernel in kernels if not kernel.known]
     if len(unknown) * 2 > len(kernels) or any(_is_product(kernel) for kernel in unknown):
@@ -91,6 +104,11 @@ def estimate_of(
             f"{name}: the shapes or the work of {len(unknown)} of {len(kernels)} kernels cannot be told, "
             f"among them {', '.join(f'{k.name} ({k.op})' for k in first[:3])}; give fixed input shapes, "
             "or simplify the graph"
+        )
+    if unrated := [k for k in kernels if any(m.kind not in ceilings.matrix for m in k.matrices)]:
+        raise NetworkError(
+            f"{name}: the engine refused the micro-benchmarks of such products as "
+            f"{unrated[0].name} ({unrated[0].op}); it takes no networks with them"
         )
     weights = sum(kernel.weights for kernel in kernels)
     nodes = [_timed(kernel, ceilings, unit, weights, watts) for kernel in kernels if kernel.known]

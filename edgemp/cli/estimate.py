@@ -142,7 +142,7 @@ def _tables(target: str, found: dict[str, ModuleEstimate], nodes: bool) -> None:
         whole = sum(node.time_us for node in item.estimate.nodes) or 1.0
         print_table(
             f"{name}: {len(shown)} of {len(item.estimate.nodes)} kernels",
-            ["node", "operators", "Mop", "kB", "bound", "us", "%"],
+            ["node", "operators", "Mop", "kB", "bound", "us", "%", "mJ"],
             [
                 [
                     node.node,
@@ -152,6 +152,7 @@ def _tables(target: str, found: dict[str, ModuleEstimate], nodes: bool) -> None:
                     node.bound,
                     f"{node.time_us:.3g}",
                     f"{100 * node.time_us / whole:.1f}",
+                    "?" if node.energy_mj is None else f"{node.energy_mj:.3g}",
                 ]
                 for node in shown
             ],

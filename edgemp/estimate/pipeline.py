@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgemp.backends import load_backend
 from edgemp.backends.base import Estimate, Precision
-from edgemp.backends.roofline import roofline
+from edgemp.backends.roofline import CEILINGS, roofline
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.progress import Progress
 from edgemp.errors import BackendError, EdgempError, ToolchainMissing
@@ -46,19 +46,32 @@ def estimate_pipeline(
     """An estimate per module. Torch modules are exported first, which needs the pipeline's samples.
 
     Raises:
-        TargetError: naming a figure that the target's file lacks.
+        TargetError: naming a figure that the target's file lacks, or a precision of unknown width.
         EdgempError: (subclasses) for anything wrong with the description, networks or samples.
     """
     networks = networks_of(source, samples, cache, progress)
-    backend, precision = _chosen(target, choice)
+    backend, precision, asked = _chosen(target, choice)
     unit = choice.unit or precision.unit
     progress.stage("estimating", len(networks))
     found = {}
     for name, network in networks.items():
-        estimate = roofline(network, target, precision.name, unit, backend, cache)
+        if asked and unit == precision.unit:
+            estimate = _asked(backend, network, target, precision.name, cache)
+        else:
+            estimate = roofline(network, target, precision.name, unit, backend, cache)
         found[name] = ModuleEstimate(backend, precision.name, unit, estimate)
         progress.advance(f"{name}: {estimate.latency_ms:.3g} ms")
     return found
+
+
+def _asked(
+    backend: str, network: Network, target: Target, precision: str, cache: StageCache
+) -> Estimate:
+    kept = CEILINGS.set(cache)
+    try:
+        return load_backend(backend).estimate(network, target, precision)
+    finally:
+        CEILINGS.reset(kept)
 
 
 def networks_of(
@@ -79,8 +92,8 @@ def networks_of(
     return networks
 
 
-def _chosen(target: Target, choice: Choice) -> tuple[str, Precision]:
-    """The backend and the precision to estimate for.
+def _chosen(target: Target, choice: Choice) -> tuple[str, Precision, bool]:
+    """The backend and the precision to estimate for, and whether the backend offers it itself.
 
     A backend whose toolchain is not installed offers nothing that could be asked here: then the
     precision is taken at its word, on the first accelerator that the target describes for it.
@@ -97,7 +110,7 @@ def _chosen(target: Target, choice: Choice) -> tuple[str, Precision]:
     if offered:
         for precision in offered:
             if choice.precision in {None, precision.name}:
-                return backend, precision
+                return backend, precision, True
         raise BackendError(
             f"{backend} does not offer {choice.precision} for {target.name}; it offers: "
             f"{', '.join(item.name for item in offered)}"
@@ -106,7 +119,7 @@ def _chosen(target: Target, choice: Choice) -> tuple[str, Precision]:
     for unit in units:
         wanted = choice.precision or unit.precisions[0]
         if unit.name == choice.unit or (choice.unit is None and wanted in unit.precisions):
-            return backend, Precision(wanted, unit=unit.name)
+            return backend, Precision(wanted, unit=unit.name), False
     raise EdgempError(
         f"target {target.name} has no unit that computes in {choice.precision or 'any precision'}; its "
         "units: " + "; ".join(f"{u.name}: {', '.join(u.precisions)}" for u in target.units)

@@ -42,6 +42,23 @@ def test_noise_is_left_over_as_the_fits_deviation() -> None:
     assert 0.1 < fitted(cases, times)["sigma"] < 0.45
 
 
+def test_what_is_lost_in_noise_is_measured_again_and_then_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = {"product 0": micro.MATRIX_CASES["product"][0]}
+    monkeypatch.setattr(calibrate, "_cases", lambda precision: case)
+    busy = {"short": 9.99e-5, "long": 1e-4, "product 0": 1e-3}
+    quiet = {"short": 2e-5, "long": 6.8e-5, "product 0": 9e-4}
+    found = [busy, quiet]
+    monkeypatch.setattr(calibrate, "_times", lambda runs: found.pop(0))
+    record = calibrate._recorded("products", "fp32", {})
+    assert record["matrix"].keys() == {"product"}
+    found = [busy] * calibrate.ATTEMPTS
+    with pytest.raises(BackendError, match="a launch cannot be measured.*idle"):
+        calibrate._recorded("products", "fp32", {})
+    assert not found
+
+
 def test_half_the_peak_is_reached_at_the_half_length() -> None:
     rate = Rate(2e9, m_half=64)
     assert rate.seconds(Matrix("product", 64, 10, 10)) == pytest.approx(2 * 2 * 6400 / 2e9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.known import networks as known
+from edgemp.backends.onnxruntime import OnnxRuntimeBackend
+from edgemp.backends.roofline import CEILINGS
 from edgemp.cli.estimate import register
 from edgemp.errors import BackendError, TargetError
 
@@ -69,6 +72,36 @@ def test_the_document_has_modules_nodes_and_a_total(estimate: Any) -> None:
         module["operations"]
     )
     assert document["total"]["energy_mj"] is None
+
+
+def test_every_node_has_its_share_of_the_energy_where_power_is_known(estimate: Any) -> None:
+    box = (estimate.folder / "box.toml").read_text()
+    mode = '[[power_modes]]\nname = "only"\nwatts = { value = 5.0, source = "s" }\n'
+    (estimate.folder / "box.toml").write_text(box.replace("[sources]", f"{mode}[sources]"))
+    result = estimate("--target", str(estimate.folder / "box.toml"), "--json", "--nodes")
+    module = json.loads(result.stdout)["modules"]["network"]
+    assert module["energy_mj"] == pytest.approx(5.0 * module["latency_ms"])
+    for node in module["nodes"]:
+        assert node["energy_mj"] == pytest.approx(5.0 * node["time_us"] * 1e-3)
+
+
+def test_the_backend_s_own_estimate_is_told_and_keeps_ceilings_in_the_given_cache(
+    estimate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    usual = OnnxRuntimeBackend.estimate
+
+    def own(self: Any, network: Any, target: Any, precision: str) -> Any:
+        cache = CEILINGS.get()
+        assert cache is not None
+        asked.append((target.name, precision, cache.root))
+        return replace(usual(self, network, target, precision), latency_ms=123.0)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "estimate", own)
+    result = estimate("--target", str(estimate.folder / "box.toml"), "--json")
+    assert json.loads(result.stdout)["total"]["latency_ms"] == 123.0
+    assert asked == [("box", "fp32", estimate.folder / "cache")]
+    assert CEILINGS.get() is None
 
 
 def test_people_see_the_range_the_longest_nodes_and_that_nothing_was_run(estimate: Any) -> None:

@@ -128,6 +128,17 @@ def test_a_target_without_a_figure_is_told_which(
         roofline(some, target(**lacking), "fp32", "GPU")
 
 
+def test_a_precision_of_unknown_width_is_a_clear_target_error(tmp_path: Path) -> None:
+    some = network(one("Relu", [(4, 4)]), tmp_path)
+    with pytest.raises(TargetError, match="int8-hybrid is unknown"):
+        roofline(some, target(), "int8-hybrid", "GPU")
+
+
+def test_a_precision_named_after_its_unit_is_estimated_like_the_plain_one(tmp_path: Path) -> None:
+    some = network(one("MatMul", [(64, 64)], [ones(64, 64)]), tmp_path)
+    assert roofline(some, target(), "gpu-int8", "GPU") == roofline(some, target(), "int8", "GPU")
+
+
 def test_without_a_vector_rate_the_range_is_wider(tmp_path: Path) -> None:
     some = network(one("MatMul", [(64, 64)], [ones(64, 64)]), tmp_path)
     known_rate = roofline(some, target(), "fp32", "GPU")
