@@ -23,16 +23,18 @@ def cuda_source(network: Network, target: Target) -> str:
     Raises:
         BackendError: if the target has no GPU that says its compute capability.
         UnsupportedOpError: naming what TVM's importer refuses.
+        ToolchainMissing: if TVM's compiler is not installed.
     """
+    from edgemp.backends.tvm.backend import _compiler
+
+    _compiler()
     import onnx
     import tvm
     from tvm import relax
     from tvm.s_tir import dlight
 
-    from edgemp.backends.tvm.backend import _compiler
     from edgemp.backends.tvm.lower import imported
 
-    _compiler()
     described = tvm.target.Target(
         {
             "kind": "cuda",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgemp.backends.base import Artifact, Placement
-from edgemp.errors import BackendError, ToolchainMissing
+from edgemp.errors import BackendError, InputError, ToolchainMissing
 from edgemp.tensor import Array, Feed
 
 ALIGNMENT = 64
@@ -24,6 +24,7 @@ ALIGNMENT = 64
 
 FILE = "model.so"
 SECTION_HEADER = 64
+PROGRAM_HEADER = 56
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 _PROCESS = threading.Lock()
 _THREAD = threading.local()
@@ -86,6 +87,8 @@ def check_library(content: bytes, arch: str) -> None:
         size, count, width, number = struct.unpack_from("<HHHH", content, 54)
         if machine != _ELF_MACHINES.get(arch, machine) or kind != 3:
             problem = f"{FILE} is for another processor than {arch}"
+        elif size < PROGRAM_HEADER:
+            problem = f"{FILE} has no readable program headers"
         elif sections + width * number > len(content) or programs + size * count > len(content):
             problem = f"{FILE} is cut short ({len(content)} bytes)"
         else:
@@ -120,10 +123,9 @@ class TvmSession:
         except BackendError:
             raise
         except Exception as error:  # tvm's errors share no public base class
-            first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise BackendError(f"tvm cannot load the network: {first[:200]}") from error
+            raise BackendError(f"tvm cannot load the network: {_last_line(error)}") from error
         self._threads = artifact.threads
-        self._inputs = [(spec.name, np.dtype(spec.dtype)) for spec in artifact.inputs]
+        self._inputs = artifact.inputs
         self._outputs = [spec.name for spec in artifact.outputs]
         self._buffers: dict[str, tuple[Array, Any]] = {}
         self._closed = False
@@ -131,14 +133,22 @@ class TvmSession:
     def run(self, inputs: Feed) -> dict[str, Array]:
         if self._closed:
             raise BackendError("this session is closed")
+        if missing := [spec.name for spec in self._inputs if spec.name not in inputs]:
+            raise InputError(f"tvm: the inputs lack {', '.join(missing)}")
+        given = [
+            self._tensor(spec.name, spec.check(inputs[spec.name], "tvm")) for spec in self._inputs
+        ]
         _use_threads(self._threads)
-        found = self._main(*(self._tensor(name, inputs[name]) for name, _ in self._inputs))
+        try:
+            found = self._main(*given)
+        except Exception as error:  # tvm's errors share no public base class
+            raise BackendError(f"tvm cannot run the network: {_last_line(error)}") from error
         values = [found] if len(self._outputs) == 1 and hasattr(found, "dtype") else list(found)
         arrays = [np.from_dlpack(value) for value in values]
-        given = [buffer for buffer, _ in self._buffers.values()]
+        buffers = [buffer for buffer, _ in self._buffers.values()]
         # A network that passes an input through gives back the buffer that the next run fills.
         return {
-            name: array.copy() if any(np.may_share_memory(array, g) for g in given) else array
+            name: array.copy() if any(np.may_share_memory(array, b) for b in buffers) else array
             for name, array in zip(self._outputs, arrays, strict=True)
         }
 
@@ -195,6 +205,10 @@ def _loaded(tvm: Any, content: bytes) -> Any:
         path.touch(mode=0o600)
         path.write_bytes(content)
         return tvm.runtime.load_module(str(path))
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

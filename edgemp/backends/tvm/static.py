@@ -39,15 +39,16 @@ def export_system_lib(network: Network, target: Target, folder: Path, name: str 
         ValueError: if `name` is no C identifier.
         UnsupportedOpError, ToolchainMissing: as `TvmBackend.compile`.
     """
-    import tvm
-    from tvm import relax
-
-    from edgemp.backends.tvm.backend import TvmBackend
+    from edgemp.backends.tvm.backend import TvmBackend, _compiler
     from edgemp.backends.tvm.toolchain import kernels_object, processor, zig
 
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise ValueError(f"{name!r} is no C identifier; choose letters, digits and underscores")
     cpu = processor(target)
+    _compiler()
+    import tvm
+    from tvm import relax
+
     lowered = TvmBackend().lowered(network, target)
     executable = relax.build(lowered.module, tvm.target.Target(cpu.llvm()), system_lib=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from edgemp.backends.tvm import TvmBackend
 from edgemp.backends.tvm.prepare import lower_attention
 from edgemp.backends.tvm.session import check_library
 from edgemp.compiler.artifacts import save_artifact
-from edgemp.errors import BackendError, ToolchainMissing, UnsupportedOpError
+from edgemp.errors import BackendError, InputError, ToolchainMissing, UnsupportedOpError
 from edgemp.fidelity import cosine
 from edgemp.ingest.onnx_file import fix_shapes, graph_inputs, graph_outputs, raise_opset
 from edgemp.network import Network, file_digest
@@ -130,6 +130,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda content: content[: len(content) // 2],
     "one byte short": lambda content: content[:-1],
     "for another machine": lambda content: content[:18] + b"\xb7\x00" + content[20:],
+    "program headers of no size": lambda content: content[:54] + b"\x01\x00" + content[56:],
     "an object file": lambda content: content[:16] + b"\x01\x00" + content[18:],
 }
 
@@ -142,6 +143,40 @@ def test_a_damaged_library_is_refused_before_the_dynamic_linker_sees_it(
     check_library(host[0].files["model.so"], "x86_64")
     with pytest.raises(BackendError, match=r"tvm cannot load the network: model\.so .*"):
         TvmBackend().open(replace(host[0], files={"model.so": content}), HOST)
+
+
+def test_inputs_that_do_not_fit_are_named(host: tuple[Artifact, Network]) -> None:
+    session = TvmBackend().open(host[0], HOST)
+    with pytest.raises(InputError, match="lack x"):
+        session.run({})
+    with pytest.raises(InputError, match=r"'x' has dtype float64, expected float32"):
+        session.run({"x": np.zeros((1, 3, 16, 16))})
+    with pytest.raises(InputError, match=r"'x' has shape \[1, 3, 16, 17\]"):
+        session.run({"x": np.zeros((1, 3, 16, 17), np.float32)})
+
+
+def test_a_missing_compiler_is_a_missing_toolchain(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+sys.modules["tvm"] = None  # as if the wheel were not installed
+from edgemp.backends.tvm.cuda import cuda_source
+from edgemp.backends.tvm.static import export_system_lib
+from edgemp.errors import ToolchainMissing
+from edgemp.target import load_target
+for make, name in (
+    (lambda t: cuda_source(None, t), "jetson-orin-nano"),
+    (lambda t: export_system_lib(None, t, Path({str(tmp_path)!r})), "rpi4"),
+):
+    try:
+        make(load_target(name))
+    except ToolchainMissing as error:
+        assert "pip install" in str(error)
+    else:
+        raise AssertionError(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_library_that_is_no_network_is_a_clear_error(
