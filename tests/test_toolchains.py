@@ -226,7 +226,7 @@ def test_an_answer_that_is_no_json_is_the_script_s_error_and_it_can_be_asked_aga
     root: Path, script: Path
 ) -> None:
     with process(root, script) as called:
-        with pytest.raises(ToolchainError, match="TypeError: .*set is not JSON"):
+        with pytest.raises(ToolchainError, match=r"TypeError: .*set is not JSON"):
             called.ask("odd")
         assert called.ask("noisy", value=2) == {"twice": 4}
 

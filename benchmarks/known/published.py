@@ -28,10 +28,7 @@ NCNN_PI4 = "https://github.com/Tencent/ncnn/issues/3485"
 
 @dataclass(frozen=True)
 class Figure:
-    """One published figure: milliseconds per sample. `scenario` names what was measured.
-
-    `share` is how much of the unit was used, e.g. one of three cores.
-    """
+    """One published figure: milliseconds per sample. `scenario` names what was measured."""
 
     network: str
     make: Callable[[], Any]
@@ -42,7 +39,6 @@ class Figure:
     scenario: str
     source: str
     batch: int = 1
-    share: float = 1.0
 
 
 def _mlperf(
@@ -70,13 +66,13 @@ FIGURES = (
     _mlperf("RetinaNet 800", lambda: networks.retinanet(weights=False), 11.56, "SingleStream"),
     _mlperf("RetinaNet 800", lambda: networks.retinanet(weights=False), 1e3 / 148.713, "Offline"),
     Figure("MobileNetV2", lambda: networks.mobilenet_v2(weights=False), "rk3588", "NPU", "int8",
-           1e3 / 433.0, "433.0 FPS, one of three cores", ROCKCHIP, share=1 / 3),
+           1e3 / 433.0, "433.0 FPS, one of three cores", ROCKCHIP),
     Figure("ResNet-50", lambda: networks.resnet(50, weights=False), "rk3588", "NPU", "int8",
-           1e3 / 108.6, "108.6 FPS, one of three cores", ROCKCHIP, share=1 / 3),
+           1e3 / 108.6, "108.6 FPS, one of three cores", ROCKCHIP),
     Figure("YOLOv5s 640 relu", lambda: networks.yolov5s(act="Relu", weights=False), "rk3588", "NPU",
-           "int8", 1e3 / 63.3, "63.3 FPS, one of three cores", ROCKCHIP, share=1 / 3),
+           "int8", 1e3 / 63.3, "63.3 FPS, one of three cores", ROCKCHIP),
     Figure("YOLOv5s 640", lambda: networks.yolov5s(weights=False), "rk3588", "NPU", "int8",
-           1e3 / 42.5, "42.5 FPS, one of three cores", ROCKCHIP, share=1 / 3),
+           1e3 / 42.5, "42.5 FPS, one of three cores", ROCKCHIP),
     Figure("MobileNetV2", lambda: networks.mobilenet_v2(weights=False), "rpi4", "CPU", "fp32",
            72.62, "ncnn, 4 threads", NCNN_PI4),
     Figure("ResNet-18", lambda: networks.resnet(18, weights=False), "rpi4", "CPU", "fp32",

@@ -54,7 +54,7 @@ def test_what_is_lost_in_noise_is_measured_again_and_then_refused(
     record = calibrate._recorded("products", "fp32", {})
     assert record["matrix"].keys() == {"product"}
     found = [busy] * calibrate.ATTEMPTS
-    with pytest.raises(BackendError, match="a launch cannot be measured.*idle"):
+    with pytest.raises(BackendError, match=r"a launch cannot be measured.*idle"):
         calibrate._recorded("products", "fp32", {})
     assert not found
 
