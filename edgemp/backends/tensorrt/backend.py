@@ -271,13 +271,20 @@ class TensorRtRtxBackend(NvidiaBackend):
         )
         nodes = stated_nodes(model)
         placement = from_layers(built.layers, nodes)
-        checked = (
+        in_layers = {name for layer in built.layers for name in layer.nodes}
+        listed = sum(name in in_layers for name, *_ in nodes)
+        checked: tuple[str, ...] = (
             f"parsed by {lib.title}'s ONNX parser as a strongly typed network",
             f"built ahead of time for {sm(wanted)}, {len(built.plan) / 1e6:.1f} MB",
-            f"{len(nodes) - len(placement.refused)} of {len(nodes)} nodes on the GPU, in "
-            f"{len(built.layers)} layers, according to the builder's list of layers",
         )
         unchecked = (RTX_INT8,) if precision == "int8" else ()
+        if built.layers:
+            checked += (
+                f"{listed} of {len(nodes)} nodes found in the builder's list of "
+                f"{len(built.layers)} layers; the others were folded or fused",
+            )
+        else:
+            unchecked += ("which nodes went into which layer: the builder listed no layers",)
         return self._package(
             network, plan, model, checked, unchecked, placement, {"engine.plan": built.plan}, lib
         )

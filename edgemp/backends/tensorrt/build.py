@@ -98,7 +98,8 @@ def build(
             raise _failure(library, model, messages)
         return Built(
             bytes(serialized),
-            layers_in_log(item.text for item in messages),
+            # On the device the engine itself is asked for its layers.
+            layers_in_log(item.text for item in messages) if without_gpu else (),
             bytes(cache.serialize()) if cache is not None else b"",
         )
 

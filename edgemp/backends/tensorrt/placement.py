@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemp.backends.base import NodePlacement, Placement
+from edgemp.errors import BackendError
 
 UNIT = "GPU"
 _TYPES = (
@@ -20,10 +21,12 @@ _TYPES = (
     ("fp32", ("FLOAT", "FP32", "TF32")),
 )
 _MATRIX = ("correlation", "gemm", "conv", "matmul", "matrixmultiply", "deconv")
+_LISTING = "Layers:\n"
 _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], "
-    r"(?:Constants: \[.*?\], )?Outputs: \[(?P<outputs>.*)\], TacticName: .*?Metadata: (?P<metadata>.*)$"
+    r"(?:Constants: \[.*?\], )?Outputs: \[(?P<outputs>.*)\], .*?Metadata: (?P<metadata>.*)$"
 )
+"""What stands between a layer's outputs and its metadata differs from kind to kind."""
 _ONNX = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|\[ONNX Layer: |$)")
 """Names in a layer's metadata; TensorRT-RTX 1.7 puts an ASCII unit separator between them."""
 
@@ -53,21 +56,31 @@ class Refusal:
 
 
 def layers_in_log(texts: Iterable[str]) -> tuple[Layer, ...]:
-    """The layers that a builder lists in its log at detailed verbosity, which needs no driver."""
-    listing = next((text for text in texts if text.startswith("Layers:\n")), "")
+    """The layers that a builder lists in its log at detailed verbosity, which needs no driver.
+
+    A listing ends with an empty line. Without one there are no layers.
+
+    Raises:
+        BackendError: if a row of the listing has another form than expected.
+    """
+    listing = next((text for text in texts if text.startswith(_LISTING)), "")
     found = []
-    for line in listing.splitlines():
+    for line in listing.removeprefix(_LISTING).partition("\n\n")[0].splitlines():
         match = _LINE.match(line)
-        if match:
-            kinds = re.findall(r"Datatype: (\w+)", f"{match['inputs']} {match['outputs']}")
-            found.append(
-                Layer(
-                    match["name"],
-                    match["kind"],
-                    _precision(kinds),
-                    tuple(_ONNX.findall(match["metadata"])),
-                )
+        if match is None:
+            raise BackendError(
+                f"the builder's list of layers has a row that edgemp cannot read: {line[:120]!r}; "
+                "install the version of the library that edgemp asks for"
             )
+        kinds = re.findall(r"Datatype: (\w+)", f"{match['inputs']} {match['outputs']}")
+        found.append(
+            Layer(
+                match["name"],
+                match["kind"],
+                _precision(kinds),
+                tuple(_ONNX.findall(match["metadata"])),
+            )
+        )
     return tuple(found)
 
 
@@ -113,12 +126,14 @@ def units_of(layers: Sequence[Layer], otherwise: str) -> tuple[str, ...]:
 def from_layers(layers: Sequence[Layer], nodes: Sequence[Sequence[str]]) -> Placement:
     """A verdict per ONNX node (see `stated_nodes`) from an engine's layers; per layer, if no nodes are given.
 
-    A node that went into several layers is where its matrix product is.
+    A node that went into several layers is where its matrix product is. An engine runs on the GPU whole,
+    so a node that no layer names is there too; its reason says that no layer tells so.
     """
     if not nodes:
         return Placement(
             tuple(NodePlacement(layer.name, layer.kind, UNIT, layer.precision) for layer in layers)
         )
+    untold = "in no layer's list: folded, or fused" if layers else "the engine lists no layers"
     where: dict[str, Layer] = {}
     for layer in sorted(layers, key=lambda layer: not _is_matrix(layer)):
         for name in layer.nodes:
@@ -133,9 +148,7 @@ def from_layers(layers: Sequence[Layer], nodes: Sequence[Sequence[str]]) -> Plac
                 f"layer {where[name].name} ({where[name].kind})",
             )
             if name in where
-            else NodePlacement(
-                name, op, UNIT, stated, "no layer of its own: folded, or fused into its neighbours"
-            )
+            else NodePlacement(name, op, UNIT, stated, untold)
             for name, op, stated in nodes
         )
     )

@@ -10,7 +10,7 @@ from edgemp.backends.tensorrt.library import Library, nearest, sm
 from edgemp.backends.tensorrt.operators import SOURCE, refusals
 from edgemp.backends.tensorrt.placement import Refusal
 from edgemp.backends.tensorrt.plan import BuildPlan
-from edgemp.errors import UnsupportedOpError
+from edgemp.errors import BackendError, UnsupportedOpError
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def rehearse(lib: Library, model: Any, plan: BuildPlan) -> Said:
     Raises:
         UnsupportedOpError: naming a node that breaks one of the builder's rules.
     """
-    near = nearest(plan.compute_capability, lib.capabilities())
     try:
+        near = nearest(plan.compute_capability, lib.capabilities())
         built = build(lib, model, plan, near)
     except BuilderFailed as failure:
         if not failure.internal:
@@ -115,7 +115,7 @@ def rehearse(lib: Library, model: Any, plan: BuildPlan) -> Said:
         return Said(
             unchecked=(f"a rehearsal failed inside the builder, TensorRT's may too: {said}",)
         )
-    except UnsupportedOpError as error:
+    except (UnsupportedOpError, BackendError) as error:
         return Said(unchecked=(f"no rehearsal: {error}",))
     return Said(
         checked=(

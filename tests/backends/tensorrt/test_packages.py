@@ -104,6 +104,29 @@ def test_a_jetson_package_was_rehearsed_for_its_nearest_relative(
     assert any("jetson itself" in sentence for sentence in package.unchecked)
 
 
+def test_only_nodes_that_a_layer_names_are_counted(
+    conv: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, package = packed("tensorrt_rtx", conv, ADA, "fp32", tmp_path / "p")
+    assert any("4 of 5 nodes found in" in sentence for sentence in package.checked)
+    monkeypatch.setattr("edgemp.backends.tensorrt.build.layers_in_log", lambda texts: ())
+    bare = TensorRtRtxBackend().defer(conv, ADA, "fp32")
+    assert not any("nodes" in sentence for sentence in bare.checked)
+    assert any("listed no layers" in sentence for sentence in bare.unchecked)
+
+
+def test_a_gpu_that_is_older_than_any_rehearsed_one_is_packed_without_a_rehearsal(
+    conv: Network,
+) -> None:
+    old = JETSON.unit("GPU").model_copy(
+        update={"options": {**JETSON.unit("GPU").options, "compute_capability": "7.2"}}
+    )
+    xavier = JETSON.model_copy(update={"units": (old,)})
+    package = TensorRtBackend().defer(conv, xavier, "fp32")
+    assert any("no rehearsal: no compute capability at" in s for s in package.unchecked)
+    assert not any("not shipped" in sentence for sentence in package.checked)
+
+
 def test_without_any_parser_the_operator_table_is_all_that_is_claimed(
     conv: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:

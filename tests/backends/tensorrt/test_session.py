@@ -15,7 +15,7 @@ from edgemp.backends.base import Artifact
 from edgemp.backends.tensorrt import TensorRtBackend, TensorRtRtxBackend
 from edgemp.backends.tensorrt.cuda import Cuda
 from edgemp.backends.tensorrt.library import library
-from edgemp.backends.tensorrt.placement import layers_in_json, layers_in_log, units_of
+from edgemp.backends.tensorrt.placement import from_layers, layers_in_json, layers_in_log, units_of
 from edgemp.backends.tensorrt.session import load_engine
 from edgemp.errors import BackendError, InputError
 from edgemp.target import load_target
@@ -257,6 +257,26 @@ LOG = (
     "Datatype: Int8 }], Outputs: [ { Name: b, Datatype: Float }], TacticName: t, StreamId: 0, "
     "Metadata: [ONNX Layer: /a/[0]/MatMul]\x1f[ONNX Layer: relu]\n"
 )
+
+
+@pytest.mark.parametrize("row", ["Name: odd, Type: gemm", "LayerType: gemm, Metadata: "])
+def test_a_row_of_another_form_is_never_dropped(row: str) -> None:
+    with pytest.raises(BackendError, match=r"has a row that edgemp cannot read: .*gemm"):
+        layers_in_log([f"{LOG}{row}\n"])
+    copies = (
+        "Name: [ShapeHostToDeviceCopy 0], LayerType: ShapeHostToDevice, Inputs: [], Outputs: [ { Name: "
+        "rows, Datatype: Int64 }], ParameterType: ShapeH2D, shapeValues0: [-2], StreamId: 0, Metadata: \n"
+    )
+    assert layers_in_log([LOG + copies])[2].kind == "ShapeHostToDevice"
+    assert len(layers_in_log([f"{LOG}\nI/O Tensors:\n Name: x\n"])) == 2
+
+
+def test_a_node_that_no_layer_names_says_so() -> None:
+    nodes = [["gemm_1", "Gemm", "int8"], ["relu", "Relu", "fp32"], ["flat", "Flatten", ""]]
+    placed = {node.node: node.reason for node in from_layers(layers_in_log([LOG]), nodes).nodes}
+    assert placed["relu"] == "layer gemm_1 (gemm)"
+    assert placed["flat"].startswith("in no layer's list")
+    assert {n.reason for n in from_layers((), nodes).nodes} == {"the engine lists no layers"}
 
 
 def test_layers_are_read_from_the_builders_log_and_from_the_inspector() -> None:
