@@ -44,8 +44,15 @@ NOT_RUN = "not run on a GPU: outputs and latency there"
 class NvidiaBackend(BackendDefaults):
     """What TensorRT and TensorRT-RTX have in common: typing, building, and the session on the GPU."""
 
-    def __init__(self) -> None:
-        self._timing_cache = b""
+    def fingerprint(self, target: Target) -> str:
+        """The GPU and the driver here, which chose an engine's kernels; empty where there is none."""
+        from edgemp.backends.tensorrt.cuda import Cuda
+
+        try:
+            with Cuda() as cuda:
+                return f"{cuda.name()} {cuda.compute_capability()}, driver {cuda.version()}"
+        except BackendError:
+            return ""
 
     def probe(self) -> Probe:
         try:
@@ -108,15 +115,7 @@ class NvidiaBackend(BackendDefaults):
                 )
             artifact = self._artifact(lib, model, plan, ready, package.inputs, package.outputs)
             return self._opened(artifact, target)
-        return self._built(
-            lib,
-            model,
-            plan,
-            target,
-            package.inputs,
-            package.outputs,
-            package.files.get("timing.cache", b""),
-        )
+        return self._built(lib, model, plan, target, package.inputs, package.outputs)
 
     def simulate(
         self,
@@ -169,13 +168,14 @@ class NvidiaBackend(BackendDefaults):
         target: Target,
         inputs: Any,
         outputs: Any,
-        timing_cache: bytes = b"",
     ) -> Artifact:
-        """Build for the GPU at hand, keeping tactic timings for this process's next build."""
+        """Build for the GPU at hand, keeping tactic timings for the next build on it."""
         from edgemp.backends.tensorrt.build import build
+        from edgemp.backends.tensorrt.timing import keep_timings, timings
 
-        built = build(lib, model, plan, timing_cache=timing_cache or self._timing_cache)
-        self._timing_cache = built.timing_cache
+        here = self.fingerprint(target)
+        built = build(lib, model, plan, timing_cache=timings(lib, here))
+        keep_timings(lib, here, built.timing_cache)
         return self._opened(self._artifact(lib, model, plan, built.plan, inputs, outputs), target)
 
     def _artifact(
@@ -277,7 +277,7 @@ class TensorRtRtxBackend(NvidiaBackend):
             f"parsed by {lib.title}'s ONNX parser as a strongly typed network",
             f"built ahead of time for {sm(wanted)}, {len(built.plan) / 1e6:.1f} MB",
         )
-        unchecked = (RTX_INT8,) if precision == "int8" else ()
+        unchecked: tuple[str, ...] = (RTX_INT8,) if precision == "int8" else ()
         if built.layers:
             checked += (
                 f"{listed} of {len(nodes)} nodes found in the builder's list of "

@@ -92,7 +92,10 @@ def build(
         cache = None
         if library.name == "tensorrt":
             cache = config.create_timing_cache(timing_cache)
-            config.set_timing_cache(cache, False)
+            # Timings that are damaged or of another device are refused; the build then takes its own.
+            if cache is None or not config.set_timing_cache(cache, False):
+                cache = config.create_timing_cache(b"")
+                config.set_timing_cache(cache, False)
         serialized = parsed.builder.build_serialized_network(parsed.network, config)
         if serialized is None:
             raise _failure(library, model, messages)

@@ -23,6 +23,7 @@ PORTABLE_HOST = 1
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
+    "cuDriverGetVersion": (POINTER(c_int),),
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDeviceGetName": (c_char_p, c_int, c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
@@ -57,7 +58,12 @@ class Cuda:
                 f"no NVIDIA driver here: {error}; install the driver, or open this artifact on its device"
             ) from None
         for name, arguments in _SIGNATURES.items():
-            function = getattr(self._driver, name)
+            try:
+                function = getattr(self._driver, name)
+            except AttributeError:
+                raise BackendError(
+                    f"no NVIDIA driver here: {DRIVER} lacks {name}; install the driver"
+                ) from None
             function.argtypes, function.restype = arguments, c_int
         self._call("cuInit", 0)
         handle, context = c_int(), c_void_p()
@@ -77,6 +83,12 @@ class Cuda:
         text = ctypes.create_string_buffer(128)
         self._call("cuDeviceGetName", text, len(text), self._device)
         return text.value.decode(errors="replace")
+
+    def version(self) -> str:
+        """The CUDA version that the driver implements, e.g. "12.8"; each driver branch has its own."""
+        value = c_int()
+        self._call("cuDriverGetVersion", byref(value))
+        return f"{value.value // 1000}.{value.value % 1000 // 10}"
 
     def compute_capability(self) -> str:
         """E.g. "8.7"."""

@@ -44,8 +44,9 @@ def driver(driver_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def jetpack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Installs a stand-in `tensorrt` and returns it."""
+def jetpack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Installs a stand-in `tensorrt`, with a cache folder of its own, and returns it."""
+    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "cache"))
 
     def install(**options: Any) -> Any:
         module = stand_in(**options)

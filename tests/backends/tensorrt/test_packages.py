@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -309,14 +310,36 @@ def test_tactics_timed_for_one_candidate_are_reused_for_the_next(
 ) -> None:
     _, package = packed("tensorrt", conv, JETSON, "fp32", tmp_path / "p")
     trt = jetpack()
-    backend = TensorRtBackend()
-    backend.finish(package, JETSON)
-    backend.finish(package, JETSON)
-    given = [call[1] for call in trt.calls if call[0] == "create_timing_cache"]
-    assert given == [b"", b"+tactics"]
-    shipped = replace(package, files={**package.files, "timing.cache": b"known"})
-    TensorRtBackend().finish(shipped, JETSON)
-    assert ("create_timing_cache", b"known") in trt.calls
+
+    def given() -> list[bytes]:
+        """What builds start from; every finish has a backend of its own, as every candidate has."""
+        trt.calls.clear()
+        TensorRtBackend().finish(package, JETSON)
+        return [call[1] for call in trt.calls if call[0] == "create_timing_cache"]
+
+    assert given() == [b""]
+    assert given() == [b"+tactics"]
+    assert given() == [b"+tactics+tactics"]
+    (kept,) = (tmp_path / "cache" / "tensorrt-timing").iterdir()
+    assert kept.name == "stand-in-GPU-8.7-driver-12.8-tensorrt-10.3.0"
+    kept.write_bytes(b"damaged")
+    assert given() == [b"damaged", b""]
+    shutil.rmtree(kept.parent)
+    kept.parent.write_text("a file where the folder should be")
+    assert given() == [b""]
+
+
+def test_the_stage_cache_knows_the_gpu_and_its_driver(
+    driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = TensorRtBackend().fingerprint(JETSON)
+    assert first == "stand-in GPU 8.7, driver 12.8"
+    driver.stand_in_set(8, 9, 0)
+    assert TensorRtBackend().fingerprint(JETSON) != first
+    driver.stand_in_set(8, 7, 100)
+    assert TensorRtBackend().fingerprint(JETSON) == ""
+    monkeypatch.setattr("edgemp.backends.tensorrt.cuda.DRIVER", "libc.so.6")
+    assert TensorRtRtxBackend().fingerprint(ADA) == ""
 
 
 def test_another_gpu_does_not_finish_the_package(
