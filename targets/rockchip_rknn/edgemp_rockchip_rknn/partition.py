@@ -11,7 +11,7 @@ from edgemp.errors import BackendError
 _TABLE = "Network Layer Information Table"
 _ROW = re.compile(
     r"^[A-Z] RKNN: \[[^\]]*\]\s+\d+\s+(?P<op>\S+)\s+(?P<dtype>\S+)\s+(?P<unit>NPU|CPU|GPU)\s+"
-    r"\S+\s+\S+\s+(?P<ddr>\d+)/(?P<npu>\d+)/(?P<total>\d+)\s+([\d.]+%\s+)?\d+\s+(?P<name>.*\S)"
+    r"\S+\s+\S+\s+(?P<ddr>\d+)/(?P<npu>\d+)/(?P<total>\d+)\s+([\d.]+%\s+)?\d+(\s+(?P<name>\S.*?))?\s*$"
 )
 _ANY_ROW = re.compile(r"^[A-Z] RKNN: \[[^\]]*\]\s+\d+\s+\S")
 _REWRITE = re.compile(
@@ -85,7 +85,8 @@ def parse(log: str) -> Partition:
             )  # a build may print more than one; the last is what was written
         elif inside and (row := _ROW.match(line)):
             if row["op"] not in _EDGES:
-                name = row["name"].partition(":")[2].strip()
+                # A layer that the toolkit put in itself, a scaling convolution say, may have no name.
+                name = (row["name"] or "").partition(":")[2].strip()
                 cycles = int(row["total"])
                 layers.append(Layer(name, row["op"], row["unit"], row["dtype"], cycles))
         elif inside and "Tensor Information Table" in line:

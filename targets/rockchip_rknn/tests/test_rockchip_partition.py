@@ -53,6 +53,15 @@ def test_layers_are_read_without_the_edges_of_the_graph() -> None:
     ]
 
 
+def test_a_layer_that_the_toolkit_put_in_itself_may_have_no_name() -> None:
+    own = ("Conv", "INT8", "NPU", "(1,3,8,8),(3,3,1,1),(3)", "(1,3,8,8)", "2/9/9", "")
+    layers = parse(table((own, *ROWS[2:3]))).layers
+    assert [(x.name, x.op, x.unit, x.cycles) for x in layers] == [
+        ("", "Conv", "NPU", 9),
+        ("conv_1", "ConvRelu", "NPU", 230),
+    ]
+
+
 def test_the_last_table_counts_where_a_build_prints_two() -> None:
     assert len(parse(table(ROWS[:2]) + table()).layers) == 5
     assert len(parse(table() + table(ROWS[:2])).layers) == 1
