@@ -62,7 +62,7 @@ class CambriconMluBackend(BackendDefaults):
         return place(_read(network))
 
     def prepare(self, network: Network, target: Target, precision: str, folder: Path) -> Network:
-        """The network lowered to listed operators; for INT8 with its ranges as a fact.
+        """The network lowered to listed operators, goldens beside it; for INT8 with its ranges as a fact.
 
         Raises:
             BackendError: if the precision is unknown, or INT8 has no calibration samples.
@@ -71,6 +71,7 @@ class CambriconMluBackend(BackendDefaults):
         import onnx
 
         from edgemp_cambricon_mlu.lowering import lower
+        from edgemp_cambricon_mlu.package import keep_goldens
         from edgemp_cambricon_mlu.ranges import calibrate
 
         known = [offered.name for offered in self.precisions(target)]
@@ -84,9 +85,10 @@ class CambriconMluBackend(BackendDefaults):
                 f"{network.name}: cambricon_mlu builds for fixed shapes; give every dimension in shapes:"
             )
         model, done = lower(_read(network))
-        if done:
+        if done or network.samples.held_out:
             path = folder / "lowered.onnx"
             onnx.save(model, str(path))
+            keep_goldens(network, path)
             network = network.transformed(path, "mlu-lowering", mlu_lowering=list(done))
         if precision == "int8":
             ranges = calibrate(model, network.samples.calibration, network.name)
@@ -106,7 +108,7 @@ class CambriconMluBackend(BackendDefaults):
         import onnxruntime
 
         from edgemp_cambricon_mlu import on_chip, operators
-        from edgemp_cambricon_mlu.package import golden_count, package_files
+        from edgemp_cambricon_mlu.package import golden_count, has_goldens, package_files
 
         model = _read(network)
         placement = operators.place(model)
@@ -117,7 +119,7 @@ class CambriconMluBackend(BackendDefaults):
             raise UnsupportedOpError(f"cambricon_mlu refuses {network.name}: {named}")
         ranges = _ranges(network) if precision == "int8" else None
         fits, untold = on_chip.report(model, target, precision)
-        drawn = not network.samples.held_out
+        drawn = not has_goldens(network)
         files = package_files(network, model, target, precision, ranges)
         unchecked = [
             "the build itself: MagicMind's parser and builder were not run, and nothing was run on an MLU",

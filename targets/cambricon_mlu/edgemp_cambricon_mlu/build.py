@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+FLOORS = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.98}
+"""Smallest cosine with the goldens that holds, by precision."""
+
 
 class BuildError(Exception):
     """A step that MagicMind refused, or a package that is not whole."""
@@ -158,7 +161,9 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--output", default="model.mm", help="where the model goes")
     options.add_argument("--check", action="store_true", help="then run the goldens on the card")
-    options.add_argument("--cosine", type=float, default=0.98, help="smallest cosine that holds")
+    options.add_argument(
+        "--cosine", type=float, help="smallest that holds; by precision if left out"
+    )
     asked = options.parse_args()
     folder = Path(__file__).resolve().parent
     output = Path(asked.output)
@@ -168,8 +173,10 @@ def main():
         print(f"built {output}: {output.stat().st_size} bytes")
         if asked.check:
             cosine = check(folder, output)
-            print(f"smallest cosine with the goldens: {cosine:.6f}")
-            return 0 if cosine >= asked.cosine else 1
+            precision = json.loads((folder / "io.json").read_text())["precision"]
+            floor = FLOORS[precision] if asked.cosine is None else asked.cosine
+            print(f"smallest cosine with the goldens: {cosine:.6f}, must be at least {floor:g}")
+            return 0 if cosine >= floor else 1
     except (BuildError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

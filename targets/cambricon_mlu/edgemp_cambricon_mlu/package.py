@@ -7,12 +7,14 @@ import io as bytes_io
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgemp.errors import BackendError
 from edgemp.network import Network
+from edgemp.samples import read_feeds, save_feeds
 from edgemp.target import Target
 from edgemp.tensor import Array, Feed, TensorSpec
 from edgemp_cambricon_mlu.operators import UNIT
@@ -22,6 +24,9 @@ MODES = {"fp32": "force_float32", "fp16": "force_float16", "int8": "qint8_mixed_
 GOLDENS = 2
 GOLDEN_BYTES = 2 << 20
 """Beyond this one golden must do: the bundle around the package has goldens of its own."""
+
+GIVEN, EXPECTED = ".golden-inputs.npz", ".golden-outputs.npz"
+"""Ends of the files beside a prepared model that hold its goldens."""
 
 REQUIRED = ("network.onnx", "build_config.json", "build.py", "io.json", "SHA256SUMS")
 FLOORS = """MagicMind >= 1.0.1   (README of Cambricon's magicmind_cloud samples; their calls are of 1.7)
@@ -120,11 +125,29 @@ def check_whole(content: Mapping[str, bytes]) -> None:
             )
 
 
+def keep_goldens(network: Network, model: Path) -> None:
+    """Write a few held-out samples and the original's outputs beside `model`, for `defer`.
+
+    Named like it, so that they count in the network's digest.
+    """
+    pairs = list(zip(network.samples.held_out, network.reference, strict=True))
+    if pairs:
+        given, expected = zip(*_few(pairs), strict=True)
+        save_feeds(model.with_suffix(GIVEN), given)
+        save_feeds(model.with_suffix(EXPECTED), expected)
+
+
+def has_goldens(network: Network) -> bool:
+    """Whether the network was prepared with held-out samples."""
+    return network.model.with_suffix(GIVEN).is_file()
+
+
 def _goldens(network: Network, model: Any) -> list[tuple[Feed, Feed]]:
     """Held-out samples with the original's outputs; without any, drawn inputs with the float network's."""
-    if network.samples.held_out:
-        pairs = zip(network.samples.held_out, network.reference, strict=True)
-        return _few(list(pairs))
+    if has_goldens(network):
+        given = read_feeds(network.model.with_suffix(GIVEN))
+        expected = read_feeds(network.model.with_suffix(EXPECTED))
+        return list(zip(given, expected, strict=True))
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

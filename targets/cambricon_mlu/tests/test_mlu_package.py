@@ -118,7 +118,12 @@ def test_a_file_that_is_not_listed_is_refused(
 def test_goldens_are_held_out_samples_where_there_are_any(
     backend: Backend, conv: Network, x4: Target, tmp_path: Path
 ) -> None:
-    folder = unpacked(packed(backend, conv, x4, "fp32", tmp_path), tmp_path / "package")
+    prepared = backend.prepare(conv, x4, "fp32", tmp_path)
+    # Compiling goes on without the samples.
+    bare = replace(prepared, samples=Samples(), reference=())
+    package = backend.defer(bare, x4, "fp32")
+    assert any("goldens: held-out samples" in sentence for sentence in package.checked)
+    folder = unpacked(package, tmp_path / "package")
     given, expected = conv.samples.held_out[0], conv.reference[0]
     np.testing.assert_array_equal(np.load(folder / "goldens/0/input_0.npy"), given["x"])
     np.testing.assert_array_equal(np.load(folder / "goldens/0/output_0.npy"), expected["y"])
@@ -187,6 +192,19 @@ def test_build_py_says_1_when_a_golden_does_not_hold(
     done = run_build(folder, "--check")
     assert done.returncode == 1
     assert "smallest cosine with the goldens: -1.000000" in done.stdout
+
+
+@pytest.mark.parametrize(("precision", "code"), [("fp32", 1), ("fp16", 0)])
+def test_build_py_expects_of_a_precision_what_it_can_hold(
+    backend: Backend, lookup: Network, x4: Target, precision: str, code: int, tmp_path: Path
+) -> None:
+    off = tuple(
+        {name: value + 0.02 * np.abs(value).mean() for name, value in feed.items()}
+        for feed in lookup.reference
+    )
+    package = packed(backend, replace(lookup, reference=off), x4, precision, tmp_path)
+    done = run_build(unpacked(package, tmp_path / "package"), "--check")
+    assert done.returncode == code, done.stdout + done.stderr
 
 
 def test_build_py_refuses_a_damaged_package(
