@@ -33,6 +33,8 @@ class ReferenceSession:
         self.artifact, self.engine = artifact, ReferenceEvaluator(model)
 
     def run(self, inputs):
+        if self.engine is None:
+            raise BackendError("this session is closed")
         feeds = {spec.name: spec.check(inputs[spec.name], "run") for spec in self.artifact.inputs}
         return dict(zip(self.engine.output_names, self.engine.run(None, feeds), strict=True))
 

@@ -105,8 +105,9 @@ class SessionsTests(ConformanceTests):
     ) -> None:
         session = subject.session_or_skip(conv)
         session.close()
-        with pytest.raises(Exception, match=r"\w"):
+        with pytest.raises(Exception, match=r"\w") as caught:
             session.run(conv_network.samples.held_out[0])
+        check_is_no_accident(caught.value)
 
     def test_a_damaged_artifact_is_a_clear_backend_error(
         self, subject: Subject, conv: Built

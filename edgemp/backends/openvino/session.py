@@ -98,6 +98,8 @@ class OpenVinoSession:
 
     def run(self, inputs: Feed) -> dict[str, Array]:
         request = self._request
+        if request is None:
+            raise BackendError("this session is closed")
         for name in self._inputs:
             request.set_tensor(name, self._tensor(inputs[name], shared_memory=True))
         outputs: dict[str, Array] = {}
