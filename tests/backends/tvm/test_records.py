@@ -170,6 +170,5 @@ def test_a_second_run_goes_on_from_what_the_first_measured_and_compiling_uses_it
     moved = backend.compile(prepared, HOST, "fp32")
     assert moved.options["tuned"] == ["mean"]
     assert moved.options["records"].endswith("carried over from a laptop")
-    third = tune({"conv": network}, HOST, 1, 400.0, StageCache())
-    assert third.measured >= 1
-    assert "mean" not in third.skipped
+    still_to_tune = tune({"conv": network}, HOST, 1, 0.0, StageCache()).tasks
+    assert {task.measured for task in still_to_tune} == {0}
