@@ -27,7 +27,7 @@ EMULATED_FEEDS = 2
 FAR = 3.0
 """Candidates estimated at more than this times the fastest on their unit are not built."""
 TIE = 1.25
-"""Estimates of two engines that differ by less say nothing about which one is faster."""
+"""Estimates of two engines on one unit that differ by less do not tell which one is faster."""
 EMULATED = frozenset({"onnxruntime", "tvm"})
 """Backends whose engines are installed on the emulated device."""
 
@@ -219,10 +219,23 @@ def passed_over(trials: Iterable[Trial], preference: Sequence[str]) -> list[Tria
     """The trials, with a reason on those that must not be chosen, whatever their size.
 
     Promise 2 by estimate: none is chosen that is estimated slower than the untouched network on its
-    engine. And where estimates cannot tell two engines apart (`TIE`), the target's `preference` does.
+    engine. And where estimates cannot tell two engines apart, the target's `preference` decides.
     """
     found = list(trials)
     return [replace(trial, passed_over=_why_not(trial, found, preference)) for trial in found]
+
+
+def _cannot_tell(trial: Trial, other: Trial) -> bool:
+    """Whether `other` may be the faster one although its estimate is not.
+
+    On one unit both estimates share most of their error; on two units they share none of it, so there
+    the stated ranges decide.
+    """
+    if other.estimate is None or other.latency_ms < trial.latency_ms:
+        return False
+    if other.candidate.unit == trial.candidate.unit:
+        return other.latency_ms < TIE * trial.latency_ms
+    return other.estimate.low_ms <= trial.latency_ms
 
 
 def _why_not(trial: Trial, trials: Sequence[Trial], preference: Sequence[str]) -> str:
@@ -239,10 +252,7 @@ def _why_not(trial: Trial, trials: Sequence[Trial], preference: Sequence[str]) -
                     f"estimated at {trial.latency_ms:.2f} ms, the untouched network on the same engine "
                     f"at {other.latency_ms:.2f} ms"
                 )
-        elif (
-            theirs.unit == mine.unit
-            and trial.latency_ms <= other.latency_ms < TIE * trial.latency_ms
-        ):
+        elif _cannot_tell(trial, other):
             order = [*preference, mine.backend, theirs.backend]
             if order.index(theirs.backend) < order.index(mine.backend):
                 return (

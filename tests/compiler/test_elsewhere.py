@@ -306,8 +306,8 @@ def test_a_candidate_that_is_estimated_slower_than_the_untouched_network_is_neve
 def test_where_estimates_cannot_tell_engines_apart_the_targets_order_does() -> None:
     right = Fidelity(1.0, 1.0, 0.0, 1)
 
-    def trial(backend: str, ms: float) -> Trial:
-        candidate = Candidate(backend, "fp32", 2, lossless=True)
+    def trial(backend: str, ms: float, unit: str = "CPU") -> Trial:
+        candidate = Candidate(backend, "fp32", 2, lossless=unit == "CPU", unit=unit)
         return Trial(candidate, "ok", "checked", fidelity=right, estimate=estimated(ms))
 
     near = passed_over([trial("first", 10.5), trial("second", 10)], ["first", "second"])
@@ -315,3 +315,8 @@ def test_where_estimates_cannot_tell_engines_apart_the_targets_order_does() -> N
     assert "the target prefers first" in near[1].passed_over
     far = passed_over([trial("first", 20), trial("second", 10)], ["first", "second"])
     assert choose({"m": far}, Budget())["m"].trial.candidate.backend == "second"
+    # Half to twice 20 ms on the NPU: it may take less than the 10 ms on the CPU, or more.
+    units = passed_over([trial("first", 20, "NPU"), trial("second", 10)], ["first", "second"])
+    assert choose({"m": units}, Budget())["m"].trial.candidate.backend == "first"
+    apart = passed_over([trial("first", 21, "NPU"), trial("second", 10)], ["first", "second"])
+    assert choose({"m": apart}, Budget())["m"].trial.candidate.backend == "second"

@@ -136,10 +136,12 @@ class ContractTests(ConformanceTests):
     def test_estimates_are_finite_and_their_bounds_hold_them(
         self, subject: Subject, conv_network: Network
     ) -> None:
+        # A target with published rates: for this machine, every precision would be benchmarked first.
+        target = load_target("x86-avx2") if subject.target.probe else subject.target
         estimated = []
-        for precision in subject.backend.precisions(subject.target):
+        for precision in subject.backend.precisions(target):
             try:
-                found = subject.backend.estimate(conv_network, subject.target, precision.name)
+                found = subject.backend.estimate(conv_network, target, precision.name)
             except TargetError as error:
                 check_says_something(error)
                 continue
@@ -151,4 +153,4 @@ class ContractTests(ConformanceTests):
             assert found.bound in {"matrix", "vector", "memory", "launch"}
             assert found.energy_mj is None or 0 < found.energy_mj < 1e6
         if not estimated:
-            pytest.skip(f"target {subject.target.name} gives no rates to estimate with")
+            pytest.skip(f"target {target.name} gives no rates to estimate with")
