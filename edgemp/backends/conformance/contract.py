@@ -20,7 +20,7 @@ from edgemp.backends.conformance.subject import (
 from edgemp.errors import EdgempError, TargetError, ToolchainMissing, UnsupportedOpError
 from edgemp.network import Network
 from edgemp.samples import Samples
-from edgemp.target import Target, Unit
+from edgemp.target import Target, Unit, load_target
 
 
 class ContractTests(ConformanceTests):
