@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ RTX_INT8 = (
 NOT_RUN = "not run on a GPU: outputs and latency there"
 
 
-class NvidiaBackend(BackendDefaults):
+class NvidiaBackend(BackendDefaults, ABC):
     """What TensorRT and TensorRT-RTX have in common: typing, building, and the session on the GPU."""
 
     def fingerprint(self, target: Target) -> str:
@@ -140,8 +141,9 @@ class NvidiaBackend(BackendDefaults):
             raise BackendError(f"{self.name} cannot load the network: {error}") from None
         return TensorRtSession(lib, artifact, cuda)
 
+    @abstractmethod
     def _not_here(self, target: Target) -> str:
-        raise NotImplementedError
+        """Why an engine for `target` is not compiled here, or "" if it is."""
 
     def _plan(
         self, network: Network, model: Any, wanted: str, precision: str, parser: Library | None

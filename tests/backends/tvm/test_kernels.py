@@ -29,7 +29,7 @@ TILES = (Tile(8, 48, 16), Tile(4, 24, 8), Tile(8, 12, 4), Tile(4, 8, 4))
 FLOAT = TensorProto.FLOAT
 
 
-def run(model: Any, arrays: dict[str, Any], folder: Path, reasons: Sequence[str]) -> None:
+def check_run(model: Any, arrays: dict[str, Any], folder: Path, reasons: Sequence[str]) -> None:
     """Compile, check which kernels `main` calls, and compare with ONNX's reference implementation."""
     network = networks.network(model, arrays, folder / "network")
     backend = TvmBackend()
@@ -93,7 +93,7 @@ def test_an_activation_after_a_convolution_runs_in_the_same_kernel(
         [networks.weight("w", 7, 5, 3, 3), *SCALARS],
     )
     arrays = {"x": networks.samples(2, (1, 5, 11, 13))}
-    run(model, arrays, tmp_path, [f"edgemp conv2d + {activation}"])
+    check_run(model, arrays, tmp_path, [f"edgemp conv2d + {activation}"])
 
 
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
@@ -107,7 +107,7 @@ def test_padding_that_onnx_leaves_to_the_engine_is_worked_out(
         {"y": (FLOAT, [1, 4, height, width])},
         [networks.weight("w", 4, 3, 2, 3)],
     )
-    run(model, {"x": networks.samples(2, (1, 3, 9, 12))}, tmp_path, ["edgemp conv2d"])
+    check_run(model, {"x": networks.samples(2, (1, 3, 9, 12))}, tmp_path, ["edgemp conv2d"])
 
 
 def test_bias_residual_and_activation_join_a_matrix_product(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_bias_residual_and_activation_join_a_matrix_product(tmp_path: Path) -> N
         [networks.weight("w", 64, 64), networks.weight("b", 64)],
     )
     arrays = {"x": networks.samples(2, (2, 9, 64))}
-    run(model, arrays, tmp_path, ["edgemp gemm + bias + residual + ReLU"])
+    check_run(model, arrays, tmp_path, ["edgemp gemm + bias + residual + ReLU"])
 
 
 def test_two_convolutions_that_are_added_each_keep_their_kernel(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_two_convolutions_that_are_added_each_keep_their_kernel(tmp_path: Path) 
         [networks.weight("w1", 6, 4, 3, 3), networks.weight("w2", 6, 4, 3, 3, seed=1)],
     )
     arrays = {"x": networks.samples(2, (1, 4, 9, 9))}
-    run(model, arrays, tmp_path, ["edgemp conv2d", "edgemp conv2d + residual"])
+    check_run(model, arrays, tmp_path, ["edgemp conv2d", "edgemp conv2d + residual"])
 
 
 def test_transpositions_and_the_scale_of_attention_become_strides(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_transpositions_and_the_scale_of_attention_become_strides(tmp_path: Path
     covered = [node.op_type for kernel in products for node in kernel.nodes]
     assert sorted(covered) == ["MatMul", "MatMul", "Mul", *["Transpose"] * 4]
     arrays = {"x": networks.samples(2, (1, 10, 32))}
-    run(model, arrays, tmp_path, ["edgemp gemm", "edgemp matmul", "edgemp softmax"])
+    check_run(model, arrays, tmp_path, ["edgemp gemm", "edgemp matmul", "edgemp softmax"])
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
@@ -250,7 +250,7 @@ def test_an_attention_beside_newer_operators_keeps_what_they_mean(tmp_path: Path
     )
     model.ir_version = 11
     reasons = ["edgemp matmul", "edgemp softmax", "edgemp gemm + bias + GELU"]
-    run(model, {"x": networks.samples(4, (2, 6, 16))}, tmp_path, reasons)
+    check_run(model, {"x": networks.samples(4, (2, 6, 16))}, tmp_path, reasons)
 
 
 def test_no_kernel_is_chosen_where_the_shape_of_its_result_is_unknown() -> None:
