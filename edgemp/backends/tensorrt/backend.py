@@ -143,7 +143,7 @@ class NvidiaBackend(BackendDefaults, ABC):
 
     @abstractmethod
     def _not_here(self, target: Target) -> str:
-        """Why an engine for `target` is not compiled here, or "" if it is."""
+        """Why an engine for `target` is not compiled here."""
 
     def _plan(
         self, network: Network, model: Any, wanted: str, precision: str, parser: Library | None
