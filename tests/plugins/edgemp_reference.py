@@ -1,7 +1,6 @@
 """A whole backend: ONNX's own reference evaluator, right everywhere and fast nowhere."""
 
-import onnx
-from onnx.reference import ReferenceEvaluator
+import onnx.reference
 
 from edgemp.backends.base import Artifact, BackendDefaults, NodePlacement, Placement, Probe
 from edgemp.errors import BackendError, UnsupportedOpError
@@ -21,8 +20,8 @@ class ReferenceBackend(BackendDefaults):
         for node in placement.refused:
             raise UnsupportedOpError(f"reference refuses {node.op} ({node.node}): {node.reason}")
         made = (self.name, precision, {"model.onnx": network.model.read_bytes()})
-        about = {"engine": "onnx", "version": onnx.__version__, "units": ("CPU",)}
-        return Artifact(*made, network.inputs, network.outputs, placement=placement, **about)
+        about = {"engine": "onnx", "units": ("CPU",), "placement": placement}
+        return Artifact(*made, network.inputs, network.outputs, **about)
 
     def open(self, artifact, target):
         return ReferenceSession(artifact, load(artifact.files.get("model.onnx", b"")))
@@ -30,7 +29,7 @@ class ReferenceBackend(BackendDefaults):
 
 class ReferenceSession:
     def __init__(self, artifact, model):
-        self.artifact, self.engine = artifact, ReferenceEvaluator(model)
+        self.artifact, self.engine = artifact, onnx.reference.ReferenceEvaluator(model)
 
     def run(self, inputs):
         if self.engine is None:
@@ -49,8 +48,7 @@ class ReferenceSession:
 
 
 def verdict(node):
-    unit = "CPU" if node.domain in {"", "ai.onnx"} else ""
-    return NodePlacement(node.name, node.op_type, unit, reason=f"in domain {node.domain!r}")
+    return NodePlacement(node.name, node.op_type, "" if node.domain else "CPU", reason=node.domain)
 
 
 def load(content):
