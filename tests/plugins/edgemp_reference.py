@@ -20,8 +20,8 @@ class ReferenceBackend(BackendDefaults):
         for node in placement.refused:
             raise UnsupportedOpError(f"reference refuses {node.op} ({node.node}): {node.reason}")
         made = (self.name, precision, {"model.onnx": network.model.read_bytes()})
-        about = {"engine": "onnx", "units": ("CPU",), "placement": placement}
-        return Artifact(*made, network.inputs, network.outputs, **about)
+        about = {"engine": "onnx", "version": onnx.__version__, "units": ("CPU",)}
+        return Artifact(*made, network.inputs, network.outputs, placement=placement, **about)
 
     def open(self, artifact, target):
         return ReferenceSession(artifact, load(artifact.files.get("model.onnx", b"")))
@@ -47,8 +47,8 @@ class ReferenceSession:
         self.engine = None
 
 
-def verdict(node):
-    return NodePlacement(node.name, node.op_type, "" if node.domain else "CPU", reason=node.domain)
+def verdict(n):
+    return NodePlacement(n.name, n.op_type, "" if n.domain else "CPU", reason=f"domain {n.domain}")
 
 
 def load(content):
