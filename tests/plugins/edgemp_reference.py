@@ -48,7 +48,7 @@ class ReferenceSession:
 
 
 def verdict(n):
-    return NodePlacement(n.name, n.op_type, "" if n.domain else "CPU", reason=f"domain {n.domain}")
+    return NodePlacement(n.name, n.op_type, "" if n.domain else "CPU", reason=f"is of {n.domain}")
 
 
 def load(content):
