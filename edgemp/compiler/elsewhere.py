@@ -24,8 +24,6 @@ from edgemp.target import Target
 
 EMULATED_FEEDS = 2
 """Held-out samples that code for another processor runs there, emulated and so tens of times slower."""
-FAR = 3.0
-"""Candidates estimated at more than this times the fastest on their unit are not built."""
 TIE = 1.25
 """Estimates of two engines on one unit that differ by less do not tell which one is faster."""
 EMULATED = frozenset({"onnxruntime", "tvm"})
@@ -42,11 +40,10 @@ class Plan:
 
 
 def plan(target: Target, network: Network, candidates: Sequence[Candidate]) -> Plan:
-    """Estimate every candidate, and drop those that are far from the fastest on their compute unit.
+    """Estimate every candidate, and drop those estimated slower than the untouched network on their engine.
 
-    What is uncertain of an estimate is mostly the unit, which candidates share; so their middles are
-    compared: `FAR` times the fastest's is far. The untouched network is never dropped, and neither is
-    what cannot be estimated.
+    Those would never be chosen (`passed_over`). What holds its bound is not known yet, so no candidate
+    is measured against another lossy one.
     """
     estimates: dict[Candidate, Estimate] = {}
     notes: list[str] = []
@@ -62,12 +59,13 @@ def plan(target: Target, network: Network, candidates: Sequence[Candidate]) -> P
     kept = []
     for candidate in candidates:
         mine = estimates.get(candidate)
-        rivals = [(e.latency_ms, c) for c, e in estimates.items() if c.unit == candidate.unit]
-        best, rival = min(rivals, default=(float("inf"), candidate))
-        if mine is not None and not candidate.lossless and mine.latency_ms > FAR * best:
+        base = next(
+            (e for c, e in estimates.items() if c.lossless and c.backend == candidate.backend), None
+        )
+        if mine is not None and base is not None and mine.latency_ms > base.latency_ms:
             notes.append(
-                f"{candidate.label}: pruned: estimated at {mine.latency_ms:.2f} ms, {rival.label} "
-                f"at {best:.2f} ms"
+                f"{candidate.label}: pruned: estimated at {mine.latency_ms:.2f} ms, the untouched network "
+                f"on the same engine at {base.latency_ms:.2f} ms"
             )
             continue
         kept.append(candidate)
