@@ -95,7 +95,11 @@ class Latency(_Record):
 
 
 class EvidenceRecord(_Record):
-    """How the fidelity figures came about; see `edgemp.backends.base.Evidence`."""
+    """The strongest evidence for a module (see `edgemp.backends.base.Evidence`).
+
+    `how` tells what each figure rests on: "emulated" may be two goldens replayed there, and the fidelity
+    over all held-out samples measured on the same engine elsewhere.
+    """
 
     kind: Literal["run", "emulated", "simulated", "proxy"]
     how: str

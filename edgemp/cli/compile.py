@@ -53,7 +53,8 @@ def compile_(
     """Compile a pipeline or an ONNX network into a bundle.
 
     Every candidate (engine, precision, threads) is checked against the original network on held-out
-    samples and timed against it; the fastest that holds the bounds is packed. Exit code 1 if none does.
+    samples and timed against it (for another machine: estimated); the fastest that holds the bounds is
+    packed. Exit code 1 if none does.
     """
     import edgemp
     from edgemp.cli.output import Bars, parse_latency, parse_size, print_json
