@@ -25,7 +25,7 @@ from edgemp.machine import this_machine
 from edgemp.network import Network, file_digest
 from edgemp.target import Target
 
-VERSION = 4
+VERSION = 5
 """Of the micro-benchmarks and of what is made of them: raise it when either changes."""
 
 REST = {"fp32-w16": "fp32", "int8": "fp32", "int8-dynamic": "fp32", "int8-bf16": "bf16"}
@@ -42,6 +42,9 @@ LEAST_SPREAD = 1.6
 ROUNDS, SLICE_S, AT_LEAST, AT_MOST = 4, 0.025, 3, 60
 HALVES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LAUNCHES = 24
+CHAINS = (1, 3)
+"""Rounds of the two chains of products whose difference is products alone."""
+
 SHARE = 0.02
 """Of the times that it is made from, a difference must be more: less is lost in their noise."""
 
@@ -141,7 +144,8 @@ def graphs(part: str, precision: str) -> dict[str, Any]:
     models = {"short": micro.chain(2), "long": micro.chain(2 + LAUNCHES)}
     if part == "products":
         for name, case in _cases(precision).items():
-            models[name] = case.build(precision in QUANTIZED)
+            for rounds in CHAINS:
+                models[f"{name} x{rounds}"] = case.build(precision in QUANTIZED, rounds)
         return models
     for channels, _ in LEVELS:
         models[f"level {channels}"] = micro.vector("Abs", channels)
@@ -182,7 +186,7 @@ def opened(
             prepared = backend.prepare(network, target, prepared_as, work)
             artifact = backend.compile(prepared, target, prepared_as)
         except UnsupportedOpError:
-            if name.rsplit(" ", 1)[0] in micro.MATRIX_CASES:
+            if name.split(" ")[0] in micro.MATRIX_CASES:
                 continue
             raise
         session = backend.open(artifact.with_threads(target.cores), target)
@@ -221,7 +225,7 @@ def record_of(part: str, precision: str, times: Mapping[str, float]) -> dict[str
     launch = _left("a launch", times["long"], times["short"]) / LAUNCHES
     call = _left("a call", times["short"], 2 * launch)
     if part == "products":
-        return {"matrix": _rates(precision, times, launch, call)}
+        return {"matrix": _rates(precision, times, launch)}
     return _rest(precision, times, launch, call)
 
 
@@ -282,16 +286,19 @@ def _cases(precision: str) -> dict[str, micro.MatrixCase]:
     }
 
 
-def _rates(
-    precision: str, times: Mapping[str, float], launch: float, call: float
-) -> dict[str, Any]:
+def _rates(precision: str, times: Mapping[str, float], launch: float) -> dict[str, Any]:
     """A rate per kind of product, fitted to that kind's micro-benchmarks."""
-    cases = {name: case for name, case in _cases(precision).items() if name in times}
-    # One launch more than products: the maximum that makes the output small.
-    net = {
-        name: max(0.1 * times[name], times[name] - call - launch * (len(case.matrices) + 1))
-        for name, case in cases.items()
-    }
+    short, long = CHAINS
+    net = {}
+    cases = {}
+    for name, case in _cases(precision).items():
+        if f"{name} x{long}" not in times or f"{name} x{short}" not in times:
+            continue
+        whole = times[f"{name} x{long}"]
+        taken = (whole - times[f"{name} x{short}"]) / (long - short)
+        cases[name] = case
+        # As little as can be told from noise, where starting the products is all that takes time.
+        net[name] = max(0.1 * whole / long, taken - launch * len(case.matrices))
     found = {}
     for kind in micro.MATRIX_CASES:
         chosen = [name for name in cases if name.startswith(f"{kind} ")]
@@ -305,16 +312,18 @@ def fitted(cases: Sequence[Sequence[Matrix]], seconds: Sequence[float]) -> dict[
     """The `Rate` that comes nearest to measured times: {"peak", "half": [m, n, k], "sigma"}.
 
     Least squares of log(time) over a grid of half-performance lengths; the peak follows from each.
-    `sigma` is the standard deviation that is left.
+    `sigma` is the standard deviation that is left. Only convolutions tell `n` from `k`: in chains of
+    other products what comes out of one goes into the next, and both sizes get one length.
     """
     kind = cases[0][0].kind
     free = {"depthwise": (HALVES, (0,), HALVES), "recurrent": ((0,), (0,), HALVES)}
     m_halves, n_halves, k_halves = free.get(kind, (HALVES, HALVES, HALVES))
+    alike = kind in {"product", "pointwise", "batched"}
     target = np.log(np.array(seconds))
     best: dict[str, Any] = {"sigma": math.inf}
     for m in m_halves:
         for n in n_halves:
-            for k in k_halves:
+            for k in (n,) if alike else k_halves:
                 rate = Rate(1.0, m, n, k)
                 unit = np.log([sum(rate.seconds(item) for item in case) for case in cases])
                 off = target - unit

@@ -91,39 +91,39 @@ class Builder:
 
 @dataclass(frozen=True)
 class MatrixCase:
-    """A chain of products of one kind; `matrices` are all that it multiplies, one per node."""
+    """A chain of products of one kind; `matrices` are what one round of it multiplies, one per node.
 
-    build: Callable[[bool], Any]
+    `build(quantized, rounds)` is a chain of that many rounds. Two of them differ in nothing but
+    products: what is converted, laid out anew or reduced at the ends of a graph is in both.
+    """
+
+    build: Callable[[bool, int], Any]
     matrices: tuple[Matrix, ...]
 
 
-def products(m: int, k: int, n: int, pairs: int = 2) -> MatrixCase:
-    """[m, k] x [k, n], then [m, n] x [n, k], `pairs` times; only the first if `pairs` is 0."""
+def products(m: int, k: int, n: int, pairs: int = 1) -> MatrixCase:
+    """[m, k] x [k, n], then [m, n] x [n, k], `pairs` times in a round."""
 
-    def build(quantized: bool) -> Any:
+    def build(quantized: bool, rounds: int) -> Any:
         graph = Builder((1, m, k), quantized)
-        for inner, width in _steps(k, n, pairs):
+        for inner, width in ((k, n), (n, k)) * pairs * rounds:
             graph.quantize()
             graph.node("MatMul", graph.value, graph.weight(inner, width, fan_in=inner))
         graph.quantize()
         graph.node("ReduceMax", graph.value, keepdims=0)
         return graph.model()
 
-    steps = _steps(k, n, pairs)
+    steps = ((k, n), (n, k)) * pairs
     return MatrixCase(build, tuple(Matrix("product", m, width, inner) for inner, width in steps))
 
 
-def _steps(source: int, result: int, pairs: int) -> tuple[tuple[int, int], ...]:
-    """(from, to) of a chain. One there and back again cannot tell what comes in from what goes out."""
-    return ((source, result), (result, source)) * pairs or ((source, result),)
-
-
-def convs(pixels: int, inside: int, outside: int, window: int, pairs: int = 2) -> MatrixCase:
+def convs(pixels: int, inside: int, outside: int, window: int, pairs: int = 1) -> MatrixCase:
     """Square images of `pixels` a side: `inside` -> `outside` -> `inside` channels, `pairs` times."""
+    steps = ((inside, outside), (outside, inside)) * pairs
 
-    def build(quantized: bool) -> Any:
+    def build(quantized: bool, rounds: int) -> Any:
         graph = Builder((1, inside, pixels, pixels), quantized)
-        for source, result in _steps(inside, outside, pairs):
+        for source, result in steps * rounds:
             graph.quantize()
             fan_in = source * window**2
             weight = graph.weight(result, source, window, window, fan_in=fan_in)
@@ -135,19 +135,16 @@ def convs(pixels: int, inside: int, outside: int, window: int, pairs: int = 2) -
     kind: Any = "pointwise" if window == 1 else "conv"
     return MatrixCase(
         build,
-        tuple(
-            Matrix(kind, pixels**2, result, source * window**2)
-            for source, result in _steps(inside, outside, pairs)
-        ),
+        tuple(Matrix(kind, pixels**2, result, source * window**2) for source, result in steps),
     )
 
 
-def depthwise(pixels: int, channels: int, window: int, count: int = 3) -> MatrixCase:
-    """`count` depthwise convolutions in a row."""
+def depthwise(pixels: int, channels: int, window: int) -> MatrixCase:
+    """Depthwise convolutions in a row, two in a round."""
 
-    def build(quantized: bool) -> Any:
+    def build(quantized: bool, rounds: int) -> Any:
         graph = Builder((1, channels, pixels, pixels), quantized)
-        for _ in range(count):
+        for _ in range(2 * rounds):
             graph.quantize()
             weight = graph.weight(channels, 1, window, window, fan_in=window**2)
             graph.node("Conv", graph.value, weight, pads=[window // 2] * 4, group=channels)
@@ -155,21 +152,21 @@ def depthwise(pixels: int, channels: int, window: int, count: int = 3) -> Matrix
         graph.node("GlobalMaxPool", graph.value)
         return graph.model()
 
-    one = Matrix("depthwise", pixels**2, 1, window**2, channels)
-    return MatrixCase(build, (one,) * count)
+    return MatrixCase(build, (Matrix("depthwise", pixels**2, 1, window**2, channels),) * 2)
 
 
 def batched(heads: int, length: int, depth: int) -> MatrixCase:
-    """x x^T, then that times x, as attention without its softmax."""
+    """x x^T, then that times x, as attention without its softmax; x stays what it was."""
 
-    def build(quantized: bool) -> Any:
+    def build(quantized: bool, rounds: int) -> Any:
         graph = Builder((1, heads, length, depth))
         transposed = graph.node("Transpose", "x", perm=[0, 1, 3, 2])
-        scores = graph.node("MatMul", "x", transposed)
-        # Not linear: an engine may otherwise multiply in another order.
-        graph.node("Relu", scores)
-        graph.node("MatMul", graph.value, "x")
-        graph.node("ReduceMax", graph.value, keepdims=0)
+        value = "x"
+        for _ in range(rounds):
+            scores = graph.node("MatMul", value, transposed)
+            # Not linear: an engine may otherwise multiply in another order.
+            value = graph.node("MatMul", graph.node("Relu", scores), "x")
+        graph.node("ReduceMax", value, keepdims=0)
         return graph.model()
 
     return MatrixCase(
@@ -180,12 +177,14 @@ def batched(heads: int, length: int, depth: int) -> MatrixCase:
 
 
 def recurrent(steps: int, width: int) -> MatrixCase:
-    """One LSTM with `width` inputs and hidden states; its input product is counted, too."""
+    """LSTMs in a row with `width` inputs and hidden states; their input products are counted, too."""
 
-    def build(quantized: bool) -> Any:
+    def build(quantized: bool, rounds: int) -> Any:
         graph = Builder((steps, 1, width))
-        weights = [graph.weight(1, 4 * width, width, fan_in=width) for _ in range(2)]
-        graph.node("LSTM", "x", *weights, hidden_size=width)
+        for _ in range(rounds):
+            weights = [graph.weight(1, 4 * width, width, fan_in=width) for _ in range(2)]
+            out = graph.node("LSTM", graph.value, *weights, hidden_size=width)
+            graph.node("Squeeze", out, graph.constant(np.array([1], np.int64)))
         graph.node("ReduceMax", graph.value, keepdims=0)
         return graph.model()
 
@@ -200,32 +199,30 @@ MATRIX_CASES: dict[str, tuple[MatrixCase, ...]] = {
         products(64, 384, 1536),
         products(256, 64, 64, 4),
         products(256, 512, 512),
-        products(256, 1024, 4096, 1),
-        products(1024, 256, 1024, 1),
-        products(512, 64, 2048, 0),
-        products(512, 2048, 64, 0),
+        products(256, 1024, 4096),
+        products(1024, 256, 1024),
+        products(512, 64, 2048),
     ),
     "batched": (batched(4, 32, 32), batched(8, 64, 64), batched(8, 256, 32), batched(4, 512, 64)),
     "conv": (
         convs(64, 3, 32, 3),
         convs(128, 16, 16, 3),
         convs(64, 32, 32, 3),
-        convs(64, 64, 128, 3, 1),
+        convs(64, 64, 128, 3),
         convs(32, 128, 128, 3),
         convs(16, 128, 256, 3),
         convs(8, 256, 512, 3),
-        convs(32, 32, 64, 7, 1),
+        convs(32, 32, 64, 7),
     ),
     "pointwise": (
         convs(128, 16, 64, 1),
         convs(64, 32, 192, 1),
         convs(32, 64, 256, 1),
-        convs(32, 256, 512, 1, 1),
+        convs(32, 256, 512, 1),
         convs(16, 128, 512, 1),
         convs(8, 256, 1024, 1),
         convs(1, 128, 512, 1, 4),
-        convs(64, 16, 512, 1, 0),
-        convs(64, 512, 16, 1, 0),
+        convs(64, 16, 512, 1),
     ),
     "depthwise": (
         depthwise(128, 32, 3),

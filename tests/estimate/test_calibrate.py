@@ -17,13 +17,9 @@ from edgemp.target import load_target
 from tests.estimate.graphs import network, one
 
 
-@pytest.mark.parametrize(
-    ("peak", "m", "n", "k"), [(1e9, 0, 1, 0), (3e11, 8, 0, 64), (1e13, 256, 16, 2)]
-)
-def test_the_fit_predicts_the_times_it_was_made_from(
-    peak: float, m: float, n: float, k: float
-) -> None:
-    rate = Rate(peak, m, n, k)
+@pytest.mark.parametrize(("peak", "m", "both"), [(1e9, 0, 1), (3e11, 8, 0), (1e13, 256, 16)])
+def test_the_fit_predicts_the_times_it_was_made_from(peak: float, m: float, both: float) -> None:
+    rate = Rate(peak, m, both, both)
     cases = [case.matrices for case in micro.MATRIX_CASES["product"]]
     found = fitted(cases, [sum(rate.seconds(item) for item in case) for case in cases])
     assert found["sigma"] < 1e-3
@@ -47,8 +43,8 @@ def test_what_is_lost_in_noise_is_measured_again_and_then_refused(
 ) -> None:
     case = {"product 0": micro.MATRIX_CASES["product"][0]}
     monkeypatch.setattr(calibrate, "_cases", lambda precision: case)
-    busy = {"short": 9.99e-5, "long": 1e-4, "product 0": 1e-3}
-    quiet = {"short": 2e-5, "long": 6.8e-5, "product 0": 9e-4}
+    busy = {"short": 9.99e-5, "long": 1e-4, "product 0 x1": 1e-3, "product 0 x3": 3e-3}
+    quiet = {"short": 2e-5, "long": 6.8e-5, "product 0 x1": 9e-4, "product 0 x3": 2e-3}
     found = [busy, quiet]
     monkeypatch.setattr(calibrate, "_times", lambda runs: found.pop(0))
     record = calibrate._recorded("products", "fp32", {})
@@ -89,15 +85,28 @@ def test_micro_benchmarks_compute_what_they_are_counted_for(tmp_path: Path) -> N
         assert counted[0] == micro.operations(kind), kind
     for cases in micro.MATRIX_CASES.values():
         for case in (cases[0], cases[-1]):
-            works = [work_of(node) for node in graph(case.build(False), tmp_path).nodes]
-            products = [
-                m
-                for w in works
-                if w is not None
-                for m in w.matrices
-                if m.kind == case.matrices[0].kind
-            ]
-            assert products == list(case.matrices)
+            for rounds in calibrate.CHAINS:
+                works = [work_of(node) for node in graph(case.build(False, rounds), tmp_path).nodes]
+                products = [
+                    m
+                    for w in works
+                    if w is not None
+                    for m in w.matrices
+                    if m.kind == case.matrices[0].kind
+                ]
+                assert products == list(case.matrices) * rounds
+
+
+def test_what_happens_at_the_ends_of_a_graph_is_not_held_against_its_products() -> None:
+    case = micro.MATRIX_CASES["conv"][0]
+    rate = Rate(1e11, 8, 8, 16)
+    once = sum(rate.seconds(item) for item in case.matrices)
+    launch, edges = 1e-6, 5e-3
+    starts = launch * len(case.matrices)
+    times = {f"conv 0 x{n}": edges + n * (once + starts) for n in calibrate.CHAINS}
+    found = calibrate._rates("fp32", times, launch)["conv"]
+    again = Rate(found["peak"], *found["half"])
+    assert sum(again.seconds(item) for item in case.matrices) == pytest.approx(once, rel=1e-6)
 
 
 @pytest.fixture
