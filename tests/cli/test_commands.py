@@ -418,6 +418,7 @@ def test_doctor_says_what_works_and_what_does_not(cli: Cli) -> None:
     assert found["backends"]["onnxruntime"]["available"] is True
     assert found["backends"]["absent"]["problem"] == "no toolchain; pip install absent-toolchain"
     assert "DoesNotExist" in found["backends"]["broken-import"]["problem"]
+    assert "ends the program" in found["backends"]["quitting"]["problem"]
     assert found["can_compile"] is True
     text = said(cli("doctor"))
     assert "no toolchain" in text
