@@ -146,6 +146,28 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code(
     assert b"Broken" not in seen
 
 
+@pytest.mark.parametrize(
+    "arguments", [["targets", "--json"], ["targets", "toaster", "--json"], ["schema"], ["--help"]]
+)
+def test_a_full_disk_behind_stdout_is_said_and_is_exit_code_2(
+    environment: dict[str, str], arguments: list[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "edgemp.cli.main", *arguments],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert "cannot write the output: No space left on device" in ran.stderr or (
+        "unknown target" in ran.stderr
+    )
+
+
 def test_an_app_dir_that_does_not_exist_is_said(cli: Cli) -> None:
     error = document(cli("--app-dir", "no/such", "targets", "--json"), 2)["error"]
     assert "there is no folder no/such" in error["message"]
