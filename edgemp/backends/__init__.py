@@ -40,7 +40,11 @@ def load_backend(name: str) -> Backend:
             f"unknown backend {name!r}; installed backends: {', '.join(backend_names()) or 'none'}"
         )
     point = points[0]
-    return _checked(loaded(lambda: point.load()(), BackendError, _described(point)), point)
+
+    def made() -> Any:
+        return point.load()()
+
+    return _checked(loaded(made, BackendError, _described(point)), point)
 
 
 def _checked(backend: Any, point: EntryPoint) -> Backend:
