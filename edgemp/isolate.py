@@ -13,15 +13,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from edgemp.errors import EdgempError, TrialError
 
 POLL_S = 0.05
+INHERITED: ContextVar[Mapping[str, str]] = ContextVar("INHERITED", default=MappingProxyType({}))
+"""Variables that workers started in this context get, over this process's own environment."""
 
 
 @dataclass(frozen=True)
@@ -199,9 +202,13 @@ def _die_with_parent() -> None:
 
 
 def _own_environment() -> dict[str, str]:
-    """This process's, in which the child finds the same modules."""
+    """This process's and this context's, in which the child finds the same modules."""
     paths = [str(Path(__file__).parent.parent), *[p or os.getcwd() for p in sys.path]]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    return {
+        **os.environ,
+        **INHERITED.get(),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+    }
 
 
 def _family(pid: int) -> list[int]:

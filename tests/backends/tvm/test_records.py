@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edgemp
 from edgemp.backends.tvm import TvmBackend
 from edgemp.backends.tvm.records import (
     RecordsError,
@@ -23,10 +24,12 @@ from edgemp.backends.tvm.records import (
 )
 from edgemp.backends.tvm.toolchain import processor
 from edgemp.backends.tvm.tuning import tune
+from edgemp.bundle import read_bundle
 from edgemp.compiler.cache import StageCache
 from edgemp.errors import BackendError
 from edgemp.target import load_target
 from tests import networks
+from tests.conftest import Given
 
 pytest.importorskip("tvm", reason="needs TVM: pip install 'edgemp[tvm-compile]'")
 
@@ -142,14 +145,24 @@ def test_the_command_takes_over_and_writes_files_of_records(tmp_path: Path) -> N
     assert (tmp_path / "out.json").read_text() == (tmp_path / "in.json").read_text()
 
 
+def test_compiling_with_a_cache_of_its_own_leaves_the_default_one_alone(
+    conv: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "default"))
+    chosen = tmp_path / "chosen"
+    edgemp.compile(conv.model, tmp_path / "m.edgemp", cache=chosen, backends=["tvm"])
+    assert len(list(chosen.glob("tvm-kernels/*/dense.o"))) == 1
+    assert not (tmp_path / "default").exists()
+
+
 @pytest.mark.slow
 def test_a_second_run_goes_on_from_what_the_first_measured_and_compiling_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "default"))
     arrays = {"x": networks.samples(4, (1, 3, 16, 16))}
     network = networks.network(networks.conv_model(), arrays, tmp_path / "network")
-    cache = StageCache()
+    cache = StageCache(tmp_path / "cache")
     first = tune({"conv": network}, HOST, 2, 400.0, cache)
     assert first.failed == ()
     assert first.measured >= 2
@@ -158,12 +171,18 @@ def test_a_second_run_goes_on_from_what_the_first_measured_and_compiling_uses_it
     assert "mean" in second.skipped
     backend = TvmBackend()
     prepared = backend.prepare(network, HOST, "fp32", tmp_path)
-    artifact = backend.compile(prepared, HOST, "fp32")
+    assert backend.compile(prepared, HOST, "fp32").options["tuned"] == []
+    with cache.in_use():
+        artifact = backend.compile(prepared, HOST, "fp32")
     assert artifact.options["tuned"] == ["mean"]
     assert artifact.options["records"].startswith(f"{first.records.count} records for ")
     session = backend.open(artifact, HOST)
     for feed, expected in zip(network.samples.held_out, network.reference, strict=True):
         np.testing.assert_allclose(session.run(feed)["y"], expected["y"], rtol=1e-4, atol=1e-5)
+    edgemp.compile(
+        network.model, tmp_path / "m.edgemp", cache=tmp_path / "cache", backends=["tvm"]
+    )
+    assert read_bundle(tmp_path / "m.edgemp").module("network").options["tuned"] == ["mean"]
     export_records(replace(first.records, origin="a laptop"), tmp_path / "records.json")
     monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "another"))
     import_records(tmp_path / "records.json", processor(HOST))
