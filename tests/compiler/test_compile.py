@@ -280,6 +280,20 @@ def test_an_engine_that_is_not_installed_is_left_out_with_its_reason(compile_: C
     assert "absent: no toolchain; pip install absent-toolchain" in compiled.notes
 
 
+def test_an_operator_that_the_targets_file_keeps_from_an_engine_goes_to_another(
+    compile_: Compile, tmp_path: Path
+) -> None:
+    (tmp_path / "ours.toml").write_text(
+        'extends = "host"\n[[op_limits]]\nbackend = "onnxruntime"\nop = "Conv"\n'
+        'reason = "it hangs on our board"\nsource = "bench"\n[sources]\nbench = "our lab book"\n'
+    )
+    ours = str(tmp_path / "ours.toml")
+    compiled = compile_(target=ours, backends=["onnxruntime", "half-slow"])
+    reasons = {t.candidate.backend: t.reason for t in compiled.trials["network"]}
+    assert "conv_1 (Conv): it hangs on our board" in reasons["onnxruntime"]
+    assert compiled.choices["network"].trial.candidate.backend == "half-slow"
+
+
 # Bounds
 
 
