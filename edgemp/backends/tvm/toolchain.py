@@ -38,6 +38,18 @@ class Tile:
     lanes: int
 
 
+# What kernels/dense/simd.h chooses by the same instruction sets; tests compare the two.
+AVX512, AVX2, NEON, PLAIN = Tile(8, 48, 16), Tile(4, 24, 8), Tile(8, 12, 4), Tile(4, 8, 4)
+
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fno-math-errno"),
+    *("-fno-stack-protector", "-fvisibility=hidden"),
+)
+"""What kernels/dense is compiled with, be it for an artifact or for its own tests and benchmark."""
+ZIG_FLAGS = ("-fno-sanitize=all",)
+"""zig's own default is to trap on undefined behaviour."""
+
+
 @dataclass(frozen=True)
 class Processor:
     """A target's processor in LLVM's and zig's words."""
@@ -100,9 +112,9 @@ def processor(target: Target) -> Processor:
         )
     isa = set(target.isa)
     if target.arch == "aarch64":
-        return Processor("aarch64", target.mcpu or "generic", max(1, target.cores), Tile(8, 12, 4))
+        return Processor("aarch64", target.mcpu or "generic", max(1, target.cores), NEON)
     level = next((name for name, flags in _X86_LEVELS if flags <= isa), "x86-64")
-    tile = {"x86-64-v4": Tile(8, 48, 16), "x86-64-v3": Tile(4, 24, 8)}.get(level, Tile(4, 8, 4))
+    tile = {"x86-64-v4": AVX512, "x86-64-v3": AVX2}.get(level, PLAIN)
     return Processor("x86_64", level, max(1, target.cores), tile)
 
 
@@ -164,10 +176,8 @@ def kernels_object(cpu: Processor) -> Path:
         (into / "unit.cpp").write_text(unit)
         zig(
             [
-                *("c++", "-target", cpu.zig_triple, f"-mcpu={cpu.zig_mcpu}", "-std=c++17", "-O3"),
-                *("-fPIC", "-fno-exceptions", "-fno-rtti", "-fno-sanitize=all", "-fno-math-errno"),
-                *("-fno-stack-protector", "-fvisibility=hidden", "-I", str(source)),
-                *("-c", "unit.cpp", "-o", "dense.o"),
+                *("c++", "-target", cpu.zig_triple, f"-mcpu={cpu.zig_mcpu}", *ZIG_FLAGS, *FLAGS),
+                *("-I", str(source), "-c", "unit.cpp", "-o", "dense.o"),
             ],
             f"compiling kernels/dense for {cpu.arch} {cpu.mcpu}",
             into,
