@@ -104,6 +104,12 @@ class OpLimit(_Described):
     dynamic: bool = False
     unit: str = ""
 
+    @model_validator(mode="after")
+    def _names_what_is_measured(self) -> OpLimit:
+        if self.at_most and self.op == "*":
+            raise ValueError("at_most needs an operator, which has the attribute or input, not '*'")
+        return self
+
     def __str__(self) -> str:
         conditions = [f"{name} above {value:g}" for name, value in self.at_most.items()]
         conditions += ["open shapes"] * self.dynamic + [f"on {self.unit}"] * bool(self.unit)

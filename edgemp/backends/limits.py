@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from edgemp.backends.base import NodePlacement
 from edgemp.errors import TargetError, UnsupportedOpError
 from edgemp.network import Network
@@ -96,6 +98,8 @@ def _above(
     """Whether a node has one of the values that a limit is about; every node if it is about none."""
     if not limit.at_most:
         return True
+    if node.domain not in ("", "ai.onnx"):
+        return False
     return any(
         value is not None and value > most
         for value, most in (
@@ -108,7 +112,7 @@ def _above(
 def _value(
     name: str, node: Any, constants: dict[str, Any], version: int, target: Target
 ) -> float | None:
-    """An attribute or its default, or the largest element of a constant input; None if it is left open."""
+    """The largest number in an attribute, its default or a constant input; None if there is none."""
     import onnx
 
     schema = onnx.defs.get_schema(node.op_type, version, "")
@@ -118,10 +122,12 @@ def _value(
             f"target {target.name}, op_limits: {node.op_type} has no {name!r}; it has "
             f"{', '.join([*inputs, *schema.attributes])}"
         )
+    value: Any = ()
     if name in schema.attributes:
         default = schema.attributes[name].default_value
         stated = next((a for a in node.attribute if a.name == name), default)
-        return float(onnx.helper.get_attribute_value(stated)) if stated.type else None
-    index = inputs.index(name)
-    tensor = constants.get(node.input[index]) if index < len(node.input) else None
-    return None if tensor is None else float(onnx.numpy_helper.to_array(tensor).max())
+        value = onnx.helper.get_attribute_value(stated) if stated.type else ()
+    elif (index := inputs.index(name)) < len(node.input) and node.input[index] in constants:
+        value = onnx.numpy_helper.to_array(constants[node.input[index]])
+    numbers = np.asarray(value)
+    return float(numbers.max()) if numbers.size and numbers.dtype.kind in "iufb" else None

@@ -45,6 +45,8 @@ def test_a_limit_holds_for_its_operator_and_its_backend(conv: Network) -> None:
 def test_conditions_narrow_a_limit(conv: Network, tmp_path: Path) -> None:
     assert names(conv, limiting("Conv", at_most={"group": 1})) == []
     assert len(names(conv, limiting("Conv", at_most={"group": 0}))) == 2  # 1 is ONNX's default
+    assert len(names(conv, limiting("Conv", at_most={"pads": 0}))) == 2  # the largest of four
+    assert names(conv, limiting("Conv", at_most={"auto_pad": 1, "W": 100})) == []
     assert names(conv, limiting("Conv", dynamic=True)) == []
     spec = conv.inputs[0].model_copy(update={"shape": (None, 3, 16, 16)})
     assert names(replace(conv, inputs=(spec,)), limiting("Conv", dynamic=True))
@@ -67,6 +69,11 @@ def test_every_backend_is_kept_from_a_limited_operator(
         _Job().compile(str(folder / "network"), folder=str(tmp_path), **asked)
 
 
+def test_a_value_of_no_operator_is_refused_with_the_file() -> None:
+    with pytest.raises(ValueError, match="at_most needs an operator"):
+        limiting("*", at_most={"K": 1})
+
+
 def test_a_limit_of_one_unit_leaves_the_others_alone(conv: Network) -> None:
     target = limiting("Conv", unit="NPU")
     found = with_limits(conv, conv, target, "onnxruntime")
@@ -74,6 +81,16 @@ def test_a_limit_of_one_unit_leaves_the_others_alone(conv: Network) -> None:
     refuse_limited(found, target, "onnxruntime", "CPU")
     with pytest.raises(UnsupportedOpError, match="2 node"):
         refuse_limited(found, target, "onnxruntime", "NPU")
+
+
+def test_the_npus_file_keeps_open_shapes_from_the_npu_alone(tmp_path: Path) -> None:
+    npu, arrays = load_target("intel-npu"), {"x": networks.samples(4, (1, 12))}
+    network = networks.network(networks.mlp_model(batch="n"), arrays, tmp_path / "mlp")
+    spec = network.inputs[0].model_copy(update={"shape": (None, 12)})
+    found = with_limits(*[replace(network, inputs=(spec,))] * 2, npu, "openvino")
+    refuse_limited(found, npu, "openvino", "CPU")
+    with pytest.raises(UnsupportedOpError, match="static shapes only; give the module fixed"):
+        refuse_limited(found, npu, "openvino", "NPU")
 
 
 def test_what_a_backend_lowers_is_judged_by_what_it_takes(conv: Network, tmp_path: Path) -> None:
