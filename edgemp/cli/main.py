@@ -9,7 +9,7 @@ import sys
 import traceback
 
 from edgemp.cli.output import hush, print_json, say
-from edgemp.errors import EdgempError
+from edgemp.errors import EdgempError, OutputError
 
 COMMANDS = (
     "compile",
@@ -105,7 +105,8 @@ def _full(error: OSError) -> int:
     hush(sys.stdout)
     where = f" {error.filename}" if error.filename else " the output"
     _report(
-        "OutputError", f"cannot write{where}: {error.strerror}; free some space or write elsewhere"
+        OutputError.__name__,
+        f"cannot write{where}: {error.strerror}; free some space or write elsewhere",
     )
     return 2
 

@@ -368,16 +368,40 @@ def test_inspect_survives_any_report_in_the_bundle(
     [
         (["--report", "no/such/page.html"], "there is no folder no/such"),
         (["--report", "."], "it is a folder"),
+        (["--report", "m.edgemp"], "m.edgemp: it is the bundle of this very call"),
+        (
+            ["--report", "notes.md"],
+            "notes.md: there is a file of that name which is not an HTML page",
+        ),
         (["--baseline", "absent.edgemp"], "absent.edgemp"),
         (["--key", "absent.pem"], "is not signed"),
     ],
 )
 def test_bench_measures_nothing_before_it_knows_that_the_rest_will_work(
-    cli: Cli, bundle: Path, wrong: list[str], text: str
+    cli: Cli, bundle: Path, tmp_path: Path, wrong: list[str], text: str
 ) -> None:
-    told = said(cli("bench", bundle, *wrong), 2)
+    whole = bundle.read_bytes()
+    (tmp_path / "m.edgemp").write_bytes(whole)
+    (tmp_path / "notes.md").write_text("my notes")
+    told = said(cli("bench", "m.edgemp", *wrong), 2)
     assert text in told
     assert "steps" not in told
+    assert (tmp_path / "m.edgemp").read_bytes() == whole
+    assert (tmp_path / "notes.md").read_text() == "my notes"
+
+
+@pytest.mark.parametrize("name", ["m.edgemp", "s.npz", "notes.md"])
+def test_run_writes_its_video_over_nothing_else(
+    cli: Cli, bundle: Path, conv: Given, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "m.edgemp").write_bytes(bundle.read_bytes())
+    (tmp_path / "s.npz").write_bytes(conv.samples.read_bytes())
+    (tmp_path / "notes.md").write_text("my notes")
+    before = (tmp_path / name).read_bytes()
+    assert f"cannot write {name}" in said(
+        cli("run", "m.edgemp", "--samples", "s.npz", "-o", name), 2
+    )
+    assert (tmp_path / name).read_bytes() == before
 
 
 def test_bench_with_a_key_runs_a_bundle_that_is_signed_by_it(
