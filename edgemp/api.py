@@ -60,7 +60,7 @@ def compile(  # the name that users expect, as in re.compile
     given = {
         "the description or network": None if isinstance(pipeline, Pipeline) else pipeline,
         "the file of samples": samples,
-        "the target's file": target if str(target).endswith(".toml") else None,
+        "the target's file": str(target) if str(target).endswith(".toml") else None,
     }
     check_output(Path(output), BUNDLE, given)
     samples = Path(samples) if samples is not None else None

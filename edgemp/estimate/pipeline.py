@@ -104,8 +104,12 @@ def _chosen(target: Target, choice: Choice) -> tuple[str, Precision, bool]:
     """
     backend = choice.backend or target.backends[0]
     try:
-        offered = load_backend(backend).precisions(target)
-    except (ToolchainMissing, BackendError):
+        loaded = load_backend(backend)
+    except BackendError:
+        loaded = None
+    try:
+        offered = loaded.precisions(target) if loaded is not None else ()
+    except ToolchainMissing:
         offered = ()
     if offered:
         for precision in offered:
