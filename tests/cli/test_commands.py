@@ -217,6 +217,8 @@ def test_compile_tells_people_what_it_did(cli: Cli, conv: Given, compiled: Ran) 
     assert "onnxruntime fp32" in text
     assert "fastest that holds" in text
     assert "0 computed" in text
+    assert " kB in all artifacts" in text
+    assert "0.0 MB" not in text
 
 
 def test_compile_without_samples_says_that_nothing_lossy_is_offered(cli: Cli, conv: Given) -> None:
