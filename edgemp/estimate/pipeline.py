@@ -105,8 +105,19 @@ def _chosen(target: Target, choice: Choice) -> tuple[str, Precision, bool]:
     backend = choice.backend or target.backends[0]
     try:
         offered = load_backend(backend).precisions(target)
-    except (ToolchainMissing, BackendError):
+    except ToolchainMissing:
         offered = ()
+    except BackendError:
+        # The target's own first backend may be a plugin that is not installed.
+        if choice.backend is not None:
+            raise
+        offered = ()
+    else:
+        if not offered:
+            raise BackendError(
+                f"{backend} offers nothing for {target.name}; its backends are: "
+                f"{', '.join(target.backends)}"
+            )
     if offered:
         for precision in offered:
             if choice.precision in {None, precision.name}:
