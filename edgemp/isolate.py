@@ -13,15 +13,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from edgemp.errors import EdgempError, TrialError
 
 POLL_S = 0.05
+INHERITED: ContextVar[Mapping[str, str]] = ContextVar("INHERITED", default=MappingProxyType({}))
+"""Variables that workers started in this context get, over this process's own environment."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,18 @@ class WorkerFailure(EdgempError):
         self.kind = kind
 
 
+class TimedOut(TrialError):
+    """A request took longer than its limit."""
+
+
 class Worker:
     """One child process that answers requests, one JSON document a line.
 
     Between requests it is stopped (SIGSTOP), so that the thread pools of idle engines cannot spin
     on cores that another candidate is being timed on. `module` is what the child executes; it
     answers with `serve`, or in the same protocol. A `command` is started in place of this Python, in
-    `environment` alone. `scratch` is a folder of the worker's own, removed when it is closed.
+    `environment` alone. `limits` may be replaced between requests. `scratch` is a folder of the worker's
+    own, removed when it is closed.
     """
 
     def __init__(
@@ -58,7 +66,7 @@ class Worker:
         command: Sequence[str] = (),
         scratch: Path | None = None,
     ) -> None:
-        self._limits = limits
+        self.limits = limits
         self._scratch = scratch
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close())
         self._buffer = b""
@@ -78,7 +86,8 @@ class Worker:
 
         Raises:
             WorkerFailure: if the work raised; the message is the error's own.
-            TrialError: if the process crashed, or was killed for its use of time or memory.
+            TimedOut: if the process was killed for its use of time.
+            TrialError: if it crashed, or was killed for its use of memory.
         """
         self._signal(signal.SIGCONT)
         stdin = self._process.stdin
@@ -98,7 +107,7 @@ class Worker:
     def _line(self, request: str) -> bytes:
         stdout = self._process.stdout
         assert stdout is not None
-        deadline = monotonic() + self._limits.seconds
+        deadline = monotonic() + self.limits.seconds
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([stdout], [], [], POLL_S)
             if ready:
@@ -108,15 +117,15 @@ class Worker:
                 self._buffer += chunk
                 continue
             used = sum(_resident_bytes(pid) for pid in _family(self._process.pid))
-            if used > self._limits.memory_bytes:
+            if used > self.limits.memory_bytes:
                 self.close()
                 raise TrialError(
                     f"out of memory: {request} used {used / 2**30:.1f} GiB, "
-                    f"the limit is {self._limits.memory_bytes / 2**30:.1f} GiB"
+                    f"the limit is {self.limits.memory_bytes / 2**30:.1f} GiB"
                 )
             if monotonic() > deadline:
                 self.close()
-                raise TrialError(f"timed out: {request} took more than {self._limits.seconds:g} s")
+                raise TimedOut(f"timed out: {request} took more than {self.limits.seconds:g} s")
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
@@ -199,9 +208,13 @@ def _die_with_parent() -> None:
 
 
 def _own_environment() -> dict[str, str]:
-    """This process's, in which the child finds the same modules."""
+    """This process's and this context's, in which the child finds the same modules."""
     paths = [str(Path(__file__).parent.parent), *[p or os.getcwd() for p in sys.path]]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    return {
+        **os.environ,
+        **INHERITED.get(),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+    }
 
 
 def _family(pid: int) -> list[int]:

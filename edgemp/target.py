@@ -89,12 +89,31 @@ class Telemetry(_Described):
 
 
 class OpLimit(_Described):
-    """An operator that a backend is known to refuse or to run slowly on this device, and why."""
+    """An ONNX operator ("*": all) that a backend must not be given on this device, and why.
+
+    Conditions narrow it down: `at_most` to nodes with an attribute or a constant input, by the names that
+    ONNX gives them, above a value; `dynamic` to networks whose input shapes are open; `unit` to
+    precisions that are meant for that unit.
+    """
 
     backend: str
     op: str
     reason: str
     source: str
+    at_most: dict[str, FiniteFloat] = Field(default_factory=dict)
+    dynamic: bool = False
+    unit: str = ""
+
+    @model_validator(mode="after")
+    def _names_what_is_measured(self) -> OpLimit:
+        if self.at_most and self.op == "*":
+            raise ValueError("at_most needs an operator, which has the attribute or input, not '*'")
+        return self
+
+    def __str__(self) -> str:
+        conditions = [f"{name} above {value:g}" for name, value in self.at_most.items()]
+        conditions += ["open shapes"] * self.dynamic + [f"on {self.unit}"] * bool(self.unit)
+        return ", ".join([self.op, *conditions])
 
 
 class Target(_Described):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+from edgemp.compiler.cache import default_root
 from edgemp.isolate import serve
 
 
@@ -44,6 +45,9 @@ class Jobs:
         """Starts a thread that never rests, as engines' thread pools do; returns the process id."""
         threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()
         return os.getpid()
+
+    def default_cache(self) -> str:
+        return str(default_root())
 
     def start_helper(self) -> int:
         return subprocess.Popen(["sleep", "300"]).pid

@@ -73,9 +73,9 @@ def bench(
         runtime.reset()
         before = runtime.faults
         tell(f"up to {steps} steps of {feed.description}")
-        meter = EnergyMeter()
-        traces = run_steps(runtime, islice(feed, steps))
-        energy = meter.read()
+        with EnergyMeter(bundle.manifest.target.target().telemetry.power) as meter:
+            traces = run_steps(runtime, islice(feed, steps))
+            energy = meter.read()
         faults = runtime.faults - before
         stream = None
         if paced_seconds:

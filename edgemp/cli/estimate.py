@@ -54,13 +54,14 @@ def estimate(
     from edgemp.estimate.pipeline import Choice, estimate_pipeline
     from edgemp.target import load_target
 
-    with Bars(quiet=json) as bars:
+    stages = StageCache(cache)
+    with stages.in_use(), Bars(quiet=json) as bars:
         found = estimate_pipeline(
             source,
             load_target(target),
             Choice(backend, precision, unit),
             samples,
-            StageCache(cache) if cache else StageCache(),
+            stages,
             bars,
         )
     if json:

@@ -82,7 +82,7 @@ def _show(target: Target) -> None:
         print_table(
             "\nknown limits",
             ["backend", "operator", "reason", "source"],
-            [[limit.backend, limit.op, limit.reason, limit.source] for limit in target.op_limits],
+            [[limit.backend, str(limit), limit.reason, limit.source] for limit in target.op_limits],
         )
     print_table("\nsources", ["key", "page or document"], [list(s) for s in target.sources.items()])
 

@@ -46,10 +46,12 @@ def tune(
     """Tune what TVM generates besides edgemp's kernels; compiles for the same processor use the records.
 
     Stop it at any time: it goes on from what is measured. Records of another processor are taken over
-    with --import; those measured here go before them, and artifacts say which there were.
+    with --import; those measured here go before them, and artifacts say which there were. Exit code 1 if
+    every task that was tried failed.
     """
     from edgemp.backends.tvm import records as kept
     from edgemp.backends.tvm.toolchain import processor
+    from edgemp.backends.tvm.tuning import TuningError
     from edgemp.cli.output import console, print_json
     from edgemp.compiler.cache import StageCache
     from edgemp.errors import EdgempError
@@ -62,6 +64,7 @@ def tune(
     if import_ is not None:
         kept.import_records(import_, cpu, stages)
     document: dict[str, Any] = {"processor": kept.label(cpu)}
+    nothing = ""
     if source is not None:
         tuned = _tune(source, samples, device, trials, minutes, stages, quiet=json)
         document |= {
@@ -70,6 +73,8 @@ def tune(
             "failed": list(tuned.failed),
             "skipped": list(tuned.skipped),
         }
+        if tuned.all_failed:
+            nothing = f"not one of {len(tuned.failed)} tasks could be tuned: {tuned.failed[0]}"
     here, moved = kept.records(cpu, stages), kept.imported(cpu, stages)
     document |= {"records": here.count, "imported": moved.count}
     document |= {"origin": moved.origin} if moved.count else {}
@@ -78,10 +83,14 @@ def tune(
         document["file"] = str(records)
     if json:
         print_json(document)
+        if nothing:
+            raise typer.Exit(TuningError.exit_code)
         return
     for failure in document.get("failed", ()):
         console().print(f"failed: {failure}", markup=False)
     console().print(kept.describe(kept.known(cpu, stages), cpu) or "no records", markup=False)
+    if nothing:
+        raise TuningError(nothing)
 
 
 def _tune(

@@ -17,6 +17,7 @@ from time import time
 from typing import Any
 
 from edgemp.errors import CacheError
+from edgemp.isolate import INHERITED
 
 try:
     import fcntl
@@ -25,6 +26,7 @@ except ImportError:  # Windows
 
 DONE = "done.json"
 PARTIAL = ".partial-"
+ROOT = "EDGEMP_CACHE"
 YOUNG_S = 60.0
 """A partial stage younger than this may not have taken its lock yet."""
 _ENTRY = re.compile(rf"[0-9a-f]{{64}}|{re.escape(PARTIAL)}.+")
@@ -48,6 +50,19 @@ class StageCache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
         self.use: dict[str, StageUse] = {}
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Make this the cache of whatever names none, here and in workers that are started meanwhile.
+
+        What a backend keeps between compiles (tuning records, its kernels) is asked for far from where
+        the cache was chosen. Threads inherit no context: enter again in them.
+        """
+        token = INHERITED.set({**INHERITED.get(), ROOT: str(self.root.absolute())})
+        try:
+            yield
+        finally:
+            INHERITED.reset(token)
 
     def stage(
         self, stage: str, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
@@ -157,8 +172,8 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def default_root() -> Path:
-    """`$EDGEMP_CACHE`, else `edgemp` in the user's cache folder."""
-    if given := os.environ.get("EDGEMP_CACHE"):
+    """The cache `in_use`, else `$EDGEMP_CACHE`, else `edgemp` in the user's cache folder."""
+    if given := INHERITED.get().get(ROOT) or os.environ.get(ROOT):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgemp"
 

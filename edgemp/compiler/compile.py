@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +56,27 @@ def compile_pipeline(
     cache = cache or StageCache()
     check_output(output)
     _check_references(pipeline)
-    notes: list[str] = []
-    steps = pipeline_steps(pipeline, samples)
-    offered = offer(target, bool(steps), options.backends, options.precisions)
-    originals, networks, recording, steps_split = ingest_all(
-        pipeline, steps, options, cache, progress
-    )
-    notes += offered.left_out
-    for text in offered.left_out:
-        progress.note(f"left out: {text}")
-    workshop = Workshop(target, cache, options.limits or _default_limits())
-    if not target.is_this_machine:
-        notes += _about_emulation(target, progress)
-    trials = _try_all(workshop, pipeline, networks, offered, options, progress, notes)
-    choices = choose(trials, options.budget)
-    for original in originals.values():
-        original.close()
-    compiled = Compiled(output, target, choices, trials, notes=tuple(notes))
-    return write(
-        pipeline, compiled, networks, recording, steps, steps_split, cache, options, progress
-    )
+    with cache.in_use():
+        notes: list[str] = []
+        steps = pipeline_steps(pipeline, samples)
+        offered = offer(target, bool(steps), options.backends, options.precisions)
+        originals, networks, recording, steps_split = ingest_all(
+            pipeline, steps, options, cache, progress
+        )
+        notes += offered.left_out
+        for text in offered.left_out:
+            progress.note(f"left out: {text}")
+        workshop = Workshop(target, cache, options.limits or _default_limits())
+        if not target.is_this_machine:
+            notes += _about_emulation(target, progress)
+        trials = _try_all(workshop, pipeline, networks, offered, options, progress, notes)
+        choices = choose(trials, options.budget)
+        for original in originals.values():
+            original.close()
+        compiled = Compiled(output, target, choices, trials, notes=tuple(notes))
+        return write(
+            pipeline, compiled, networks, recording, steps, steps_split, cache, options, progress
+        )
 
 
 def _check_references(pipeline: Pipeline) -> None:
@@ -164,7 +165,7 @@ def _try_all(
     for name, network in networks.items():
         if workshop.target.is_this_machine:
             calls = [
-                joblib.delayed(attempt)(workshop, network, bounds[name], candidate)
+                joblib.delayed(_with_its_cache)(attempt, workshop, network, bounds[name], candidate)
                 for candidate in offered.candidates
             ]
         else:
@@ -173,8 +174,13 @@ def _try_all(
                 notes.append(f"{name}: {text}")
                 progress.note(notes[-1])
             calls = [
-                joblib.delayed(attempt_elsewhere)(
-                    workshop, network, bounds[name], candidate, planned.estimates.get(candidate)
+                joblib.delayed(_with_its_cache)(
+                    attempt_elsewhere,
+                    workshop,
+                    network,
+                    bounds[name],
+                    candidate,
+                    planned.estimates.get(candidate),
                 )
                 for candidate in planned.candidates
             ]
@@ -188,6 +194,12 @@ def _try_all(
             tried[name] = passed_over(found, workshop.target.backends)
         progress.advance(_fastest(tried[name]))
     return tried
+
+
+def _with_its_cache(work: Callable[..., Trial], workshop: Workshop, *given: Any) -> Trial:
+    """`work` on a thread or another machine, which do not know which cache is in use."""
+    with workshop.cache.in_use():
+        return work(workshop, *given)
 
 
 def _in_parallel(calls: Sequence[Any], jobs: int, progress: Progress) -> list[Trial]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgemp.backends import load_backend
 from edgemp.backends.base import Artifact, BuildPackage, Session
+from edgemp.backends.limits import refuse_limited, with_limits
 from edgemp.compiler.artifacts import (
     load_artifact,
     load_compiled,
@@ -36,9 +37,9 @@ class _Job:
         self, network: str, target: dict[str, Any], backend: str, precision: str, folder: str
     ) -> None:
         """Write the prepared network's description to `folder`/network."""
-        prepared = load_backend(backend).prepare(
-            Network.load(Path(network)), Target.model_validate(target), precision, Path(folder)
-        )
+        original, device = Network.load(Path(network)), Target.model_validate(target)
+        prepared = load_backend(backend).prepare(original, device, precision, Path(folder))
+        prepared = with_limits(prepared, original, device, backend)
         # Compiling needs no samples, and a copy of them for every precision would fill the cache.
         replace(prepared, samples=Samples(), reference=()).save(Path(folder) / "network")
 
@@ -54,6 +55,8 @@ class _Job:
         """Write the artifact to `folder`, or, if only the device can make one, the build package."""
         engine, device = load_backend(backend), Target.model_validate(target)
         prepared = Network.load(Path(network))
+        unit = next((p.unit for p in engine.precisions(device) if p.name == precision), "CPU")
+        refuse_limited(prepared, device, backend, unit)
         compiled: Artifact | BuildPackage
         try:
             compiled = engine.compile(prepared, device, precision)

@@ -15,24 +15,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemp.backends.tvm.packing import Convolution
+
 from .binding import Dense
 from .build import FOLDER, build
-from .reference import Geometry
 
 Array = NDArray[Any]
 GEMMS = [(128, 384, 384), (128, 1536, 384), (128, 384, 1536), (40, 18710, 120)]
 CONVOLUTIONS = [
-    Geometry(1, 3, 48, 320, 48, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1),
-    Geometry(1, 96, 24, 160, 48, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1),
-    Geometry(1, 96, 12, 80, 192, 1, 1),
-    Geometry(1, 384, 6, 80, 192, 1, 1),
-    Geometry(1, 768, 3, 80, 384, 1, 1),
-    Geometry(1, 192, 6, 80, 192, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 192),
-    Geometry(1, 16, 112, 112, 96, 1, 1),
-    Geometry(1, 64, 14, 14, 384, 1, 1),
-    Geometry(1, 960, 7, 7, 160, 1, 1),
-    Geometry(1, 96, 112, 112, 96, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 96),
-    Geometry(1, 384, 14, 14, 384, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 384),
+    Convolution(1, 3, 48, 320, 48, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1),
+    Convolution(1, 96, 24, 160, 48, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1),
+    Convolution(1, 96, 12, 80, 192, 1, 1),
+    Convolution(1, 384, 6, 80, 192, 1, 1),
+    Convolution(1, 768, 3, 80, 384, 1, 1),
+    Convolution(1, 192, 6, 80, 192, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 192),
+    Convolution(1, 16, 112, 112, 96, 1, 1),
+    Convolution(1, 64, 14, 14, 384, 1, 1),
+    Convolution(1, 960, 7, 7, 160, 1, 1),
+    Convolution(1, 96, 112, 112, 96, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 96),
+    Convolution(1, 384, 14, 14, 384, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 384),
 ]
 
 
@@ -107,7 +108,7 @@ def main() -> None:
         for g in CONVOLUTIONS:
             x, w = floats(g.n, g.ic, g.ih, g.iw), floats(g.oc, g.ic // g.groups, g.kh, g.kw)
             bias, y = floats(g.oc), floats(g.n, g.oc, g.oh, g.ow)
-            packed, geometry = aligned(dense.pack_conv(w, g)), np.array(g.values, np.int64)
+            packed, geometry = aligned(dense.pack_conv(w, g)), np.array(g.arguments, np.int64)
             tx, tw, tb = map(torch.from_numpy, (x, w, bias))
             _pair(
                 f"{g.ic} x {g.ih} x {g.iw} -> {g.oc}, {g.kh}x{g.kw} / {g.sh}, {g.groups} groups",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .build import Tile
-from .reference import Geometry
+from edgemp.backends.tvm.packing import Convolution
+from edgemp.backends.tvm.toolchain import Tile
 
 Array = NDArray[Any]
 _I64 = ctypes.c_int64
@@ -59,9 +59,9 @@ class Dense:
         """Panels of columns of an n wide result."""
         return int(self.library.edgemp_gemm_panels(_I64(n)))
 
-    def units(self, g: Geometry) -> int:
+    def units(self, g: Convolution) -> int:
         """Independent units of a convolution."""
-        return int(self.library.edgemp_conv_units(*map(_I64, g.values)))
+        return int(self.library.edgemp_conv_units(*map(_I64, g.arguments)))
 
     def pack_b(self, b: Array, trans: bool = False) -> Array:
         """B [K, N] (or [N, K]) -> packed, flat."""
@@ -70,9 +70,9 @@ class Dense:
         self.call("pack_b", b, b.shape[1], int(trans), k, n, packed)
         return packed
 
-    def pack_conv(self, w: Array, g: Geometry) -> Array:
+    def pack_conv(self, w: Array, g: Convolution) -> Array:
         """w [oc, ic / groups, kh, kw] -> packed, flat."""
-        size = self.library.edgemp_pack_conv_size(*map(_I64, g.values))
+        size = self.library.edgemp_pack_conv_size(*map(_I64, g.arguments))
         packed = np.empty(size, np.float32)
-        self.call("pack_conv", w, *g.values, packed)
+        self.call("pack_conv", w, *g.arguments, packed)
         return packed

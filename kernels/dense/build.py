@@ -1,4 +1,7 @@
-"""Compiles dense.cpp for a target to an object or a shared library, with zig or any C++ compiler."""
+"""Compiles dense.cpp to an object or a shared library, for its tests, its benchmark and other programs.
+
+The flags and tiles are those that artifacts are built with.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +12,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from edgemp.backends.tvm.toolchain import AVX2, AVX512, FLAGS, NEON, PLAIN, ZIG_FLAGS, Tile
+
 FOLDER = Path(__file__).resolve().parent
-SOURCES = (*sorted(FOLDER.glob("*.h")), FOLDER / "dense.cpp")
-FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-fno-exceptions",
-    "-fno-rtti",
-    "-fno-math-errno",
-    "-ffunction-sections",
-    "-Wall",
-    "-Wextra",
-    "-Wpedantic",
-)
 
 
 class BuildError(RuntimeError):
     """No compiler was found, or it failed; the message holds its output."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The register tile of a build: rows x columns accumulators of `lanes` floats."""
-
-    rows: int
-    columns: int
-    lanes: int
-
-
-# What simd.h chooses by the same macros; tests compare the two.
-AVX512, AVX2, NEON, PLAIN = Tile(8, 48, 16), Tile(4, 24, 8), Tile(8, 12, 4), Tile(4, 8, 4)
 
 
 def zig() -> list[str] | None:
@@ -62,7 +40,7 @@ def command(triple: str | None = None, mcpu: str = "native") -> list[str]:
     found = zig()
     if found:
         target = [] if triple is None else ["-target", triple]
-        return [*found, *target, f"-mcpu={mcpu.replace('-', '_')}", "-fno-sanitize=all"]
+        return [*found, *target, f"-mcpu={mcpu.replace('-', '_')}", *ZIG_FLAGS]
     compiler = shutil.which("g++") or shutil.which("clang++")
     if triple is None and compiler:
         return [compiler, f"-march={mcpu}"]

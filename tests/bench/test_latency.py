@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from edgemp.bench.ceiling import skip_ceilings
-from edgemp.bench.energy import EnergyMeter
 from edgemp.bench.latency import bench
 from edgemp.bench.measured import BenchReport
 from edgemp.bench.source import SourceSpec
@@ -161,33 +160,3 @@ def test_an_absent_bundle_is_an_error_of_the_bundle(tmp_path: Path) -> None:
 def test_ceilings_without_gates_are_zero(camera_bundle: CameraBundle) -> None:
     pipeline = read_bundle(camera_bundle()).pipeline
     assert set(skip_ceilings(pipeline, 25.0, gated=False).values()) == {0.0}
-
-
-def counters(root: Path, *joules: float) -> None:
-    for index, value in enumerate(joules):
-        zone = root / f"intel-rapl:{index}"
-        (zone.parent / f"{zone.name}:0").mkdir(parents=True, exist_ok=True)
-        zone.mkdir(exist_ok=True)
-        (zone / "name").write_text(f"package-{index}\n")
-        (zone / "energy_uj").write_text(f"{round(value * 1e6)}\n")
-        (zone / "max_energy_range_uj").write_text(f"{round(100e6)}\n")
-
-
-def test_energy_is_the_sum_over_packages_and_survives_a_wrap(tmp_path: Path) -> None:
-    counters(tmp_path, 10.0, 99.0)
-    meter = EnergyMeter(tmp_path)
-    counters(tmp_path, 12.5, 1.5)
-    found = meter.read()
-    assert found.joules == pytest.approx(2.5 + 2.5)
-    assert found.watts == pytest.approx(5.0 / found.seconds)
-
-
-def test_energy_that_cannot_be_read_is_not_invented(tmp_path: Path) -> None:
-    found = EnergyMeter(tmp_path).read()
-    assert (found.joules, found.watts) == (None, None)
-    assert "not readable here" in found.note
-    counters(tmp_path, 1.0)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("")
-    hidden = EnergyMeter(tmp_path).read()
-    assert hidden.joules is None
-    assert "not readable here" in hidden.note

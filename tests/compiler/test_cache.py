@@ -12,6 +12,7 @@ import pytest
 
 from edgemp.compiler.cache import DONE, StageCache, default_root, digest
 from edgemp.errors import CacheError
+from edgemp.isolate import Limits, Worker
 
 
 class Build:
@@ -196,6 +197,19 @@ def test_the_environment_names_the_default_folder(
     assert default_root() == tmp_path / "xdg" / "edgemp"
     monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "own"))
     assert default_root() == tmp_path / "own"
+
+
+def test_the_cache_in_use_is_the_default_here_and_in_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "environment"))
+    with StageCache(tmp_path / "chosen").in_use():
+        assert StageCache().root == tmp_path / "chosen"
+        with StageCache(tmp_path / "inner").in_use():
+            assert default_root() == tmp_path / "inner"
+        with Worker(Limits(60), module="tests.jobs") as worker:
+            assert worker.ask("default_cache") == str(tmp_path / "chosen")
+    assert StageCache().root == tmp_path / "environment"
 
 
 def test_a_digest_depends_on_values_and_not_on_the_order_of_keys() -> None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from edgemp.backends.tvm.toolchain import Processor, processor
+from edgemp.target import load_target
 from kernels.dense import build
 from kernels.dense.binding import Dense
 
-
-def _runs_here(isa: str) -> bool:
-    path = Path("/proc/cpuinfo")
-    flags = path.read_text().split() if path.exists() else []
-    needed = {"native": [], "x86_64": ["sse2"], "x86_64_v3": ["avx2", "fma"]}
-    return all(flag in flags for flag in needed[isa])
+HOST = load_target("host")
+LEVELS = {"v3": {"avx2", "fma", "bmi1", "bmi2", "f16c"}, "plain": set[str]()}
 
 
-@pytest.fixture(scope="session", params=["native", "x86_64_v3", "x86_64"])
+def _build(name: str) -> Processor:
+    """What an artifact is built for: this machine, or one like it with fewer instruction sets."""
+    if name == "here":
+        return processor(HOST)
+    if HOST.arch != "x86_64" or not LEVELS[name] <= set(HOST.isa):
+        pytest.skip(f"this processor has no such x86-64 level: {name}")
+    return processor(HOST.model_copy(update={"isa": tuple(LEVELS[name])}))
+
+
+@pytest.fixture(scope="session", params=["here", "v3", "plain"])
 def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dense:
-    """The kernels for this machine's own instruction set, for AVX2, and without vectors."""
-    mcpu = request.param
-    if not _runs_here(mcpu):
-        pytest.skip(f"this processor does not run {mcpu}")
-    output = tmp_path_factory.mktemp(mcpu) / "dense.so"
-    return Dense(build.build(None, mcpu, output, shared=True))
+    """The kernels as they ship for this machine, for AVX2, and without vectors."""
+    cpu = _build(request.param)
+    output = tmp_path_factory.mktemp(request.param) / "dense.so"
+    found = Dense(build.build(cpu.zig_triple, cpu.zig_mcpu, output, shared=True))
+    assert found.tile == cpu.tile
+    return found

@@ -9,28 +9,47 @@ from pathlib import Path
 
 import pytest
 
+from edgemp.backends.tvm import toolchain
+from edgemp.backends.tvm.toolchain import AVX2, AVX512, NEON, PLAIN, Tile
+from edgemp.compiler.cache import StageCache
+from edgemp.target import load_target
 from kernels.dense import build
 
 HERE = Path(__file__).parent
 ARM = "aarch64-linux-gnu.2.28"
 TARGETS = [
-    ("x86_64-linux-gnu.2.28", "x86_64_v4", build.AVX512),
-    ("x86_64-linux-gnu.2.28", "x86_64_v3", build.AVX2),
-    ("x86_64-linux-gnu.2.28", "x86_64", build.PLAIN),
-    (ARM, "cortex_a53", build.NEON),
-    (ARM, "cortex-a72", build.NEON),
-    (ARM, "cortex_a76", build.NEON),
+    ("x86_64-linux-gnu.2.28", "x86_64_v4", AVX512),
+    ("x86_64-linux-gnu.2.28", "x86_64_v3", AVX2),
+    ("x86_64-linux-gnu.2.28", "x86_64", PLAIN),
+    (ARM, "cortex_a53", NEON),
+    (ARM, "cortex-a72", NEON),
+    (ARM, "cortex_a76", NEON),
 ]
 
 
 @pytest.mark.parametrize(("triple", "mcpu", "tile"), TARGETS)
 def test_an_object_for_a_target_builds_without_warnings_for_its_tile(
-    triple: str, mcpu: str, tile: build.Tile, tmp_path: Path
+    triple: str, mcpu: str, tile: Tile, tmp_path: Path
 ) -> None:
     assert build.tile(triple, mcpu) == tile
     made = build.build(triple, mcpu, tmp_path / "dense.o", flags=["-Werror"])
     assert made.read_bytes()[:4] == b"\x7fELF"
     assert list(tmp_path.iterdir()) == [made]
+
+
+def test_the_flags_that_ship_are_those_that_are_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(toolchain, "zig", lambda call, *_: calls.append(call))
+    monkeypatch.setattr(build, "_run", lambda call: Path(call[-1]).touch() or calls.append(call))
+    cpu = toolchain.processor(load_target("rpi4"))
+    with StageCache(tmp_path).in_use():
+        toolchain.kernels_object(cpu)
+    build.build(cpu.zig_triple, cpu.zig_mcpu, tmp_path / "dense.so", shared=True)
+    ships, tested = ({f for f in c if f[:2] in {"-f", "-O", "-s", "-m"}} for c in calls)
+    assert "-O3" in ships
+    assert ships == tested - {"-shared"}
 
 
 def test_an_unknown_processor_is_a_clear_error_and_leaves_no_file(tmp_path: Path) -> None:

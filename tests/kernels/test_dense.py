@@ -12,9 +12,9 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgemp.backends.tvm.packing import Convolution, pack_b
 from kernels.dense import reference
 from kernels.dense.binding import Dense, Refused
-from kernels.dense.reference import Geometry
 
 Array = np.ndarray[Any, np.dtype[Any]]
 UNTOUCHED = np.float32(-12345.5)
@@ -48,7 +48,7 @@ def check_close(got: Array, expected: Array, depth: int) -> None:
 
 
 @st.composite
-def geometries(draw: st.DrawFn) -> Geometry:
+def geometries(draw: st.DrawFn) -> Convolution:
     """Convolutions of all kinds: dense, grouped, depthwise with a multiplier, pointwise."""
     size = st.integers(1, 4)
     kind = draw(st.sampled_from(["dense", "grouped", "depthwise", "pointwise"]))
@@ -58,14 +58,16 @@ def geometries(draw: st.DrawFn) -> Geometry:
     images = draw(st.integers(1, 2))
     high, wide = draw(st.integers(1, 20)), draw(st.sampled_from([1, 2, 7, 9, 16, 33, 60]))
     if kind == "pointwise":
-        return Geometry(images, per_group, high, wide, out, 1, 1)
+        return Convolution(images, per_group, high, wide, out, 1, 1)
     kernel, strides, dilations = (draw(st.tuples(size, size)) for _ in range(3))
     pads = draw(st.tuples(*[st.integers(0, 4)] * 4))
-    g = Geometry(images, per_group * groups, high, wide, out, *kernel, *strides, *dilations, *pads)
-    g = Geometry(*g.values[:15], groups)
+    g = Convolution(
+        images, per_group * groups, high, wide, out, *kernel, *strides, *dilations, *pads
+    )
+    g = Convolution(*g.arguments[:15], groups)
     missing_high = max(0, dilations[0] * (kernel[0] - 1) + 1 - high - pads[0] - pads[2])
     missing_wide = max(0, dilations[1] * (kernel[1] - 1) + 1 - wide - pads[1] - pads[3])
-    return Geometry(images, g.ic, high + missing_high, wide + missing_wide, *g.values[4:])
+    return Convolution(images, g.ic, high + missing_high, wide + missing_wide, *g.arguments[4:])
 
 
 @given(data=st.data())
@@ -83,7 +85,7 @@ def test_a_product_equals_numpy_whatever_the_shape_the_activation_and_the_cuts(
     alpha, beta = FACTORS.get(act, (0.0, 0.0))
     c = np.full((m, n + more_c), UNTOUCHED, np.float32)
     packed = dense.pack_b(b)
-    np.testing.assert_array_equal(packed, reference.pack_b(b, dense.tile))
+    np.testing.assert_array_equal(packed, pack_b(b, dense.tile))
     np.testing.assert_array_equal(packed, dense.pack_b(np.ascontiguousarray(b.T), trans=True))
     for m0, m1 in cuts(data, m):
         for n0, n1 in cuts(data, dense.panels(n)):
@@ -129,7 +131,7 @@ def test_a_product_of_two_unpacked_operands_equals_numpy(
 @given(g=geometries(), data=st.data())
 @drawn
 def test_a_convolution_equals_torch_whatever_the_geometry_the_activation_and_the_cuts(
-    dense: Dense, g: Geometry, data: st.DataObject
+    dense: Dense, g: Convolution, data: st.DataObject
 ) -> None:
     act = data.draw(st.sampled_from(ACTS))
     alpha, beta = FACTORS.get(act, (0.0, 0.0))
@@ -138,9 +140,9 @@ def test_a_convolution_equals_torch_whatever_the_geometry_the_activation_and_the
     shape = (g.n, g.oc, g.oh, g.ow)
     residual = floats(4, *shape) if data.draw(st.booleans()) else None
     packed = dense.pack_conv(w, g)
-    np.testing.assert_array_equal(packed, reference.pack_conv(w, g, dense.tile))
+    np.testing.assert_array_equal(packed, g.pack(w, dense.tile))
     units = dense.units(g)
-    assert units == reference.conv_units(g, dense.tile)
+    assert units == g.units(dense.tile)
     padded = F.pad(torch.from_numpy(x).double(), (g.pl, g.pr, g.pt, g.pb))
     expected = F.conv2d(
         padded, torch.from_numpy(w).double(), None if bias is None else torch.from_numpy(bias).double(),
@@ -153,7 +155,7 @@ def test_a_convolution_equals_torch_whatever_the_geometry_the_activation_and_the
     for u0, u1 in cuts(data, units):
         part = np.full(shape, UNTOUCHED, np.float32)
         dense.call(
-            "conv2d_f32", x, packed, bias, residual, part, *g.values, act, alpha, beta, u0, u1
+            "conv2d_f32", x, packed, bias, residual, part, *g.arguments, act, alpha, beta, u0, u1
         )
         written += part != UNTOUCHED
         y = np.where(part != UNTOUCHED, part, y)
@@ -161,31 +163,33 @@ def test_a_convolution_equals_torch_whatever_the_geometry_the_activation_and_the
     depth = g.ic // g.groups * g.kh * g.kw
     check_close(y, reference.activate(expected, act, alpha, beta), depth)
     once = np.empty(shape, np.float32) if residual is None else residual
-    dense.call("conv2d_f32", x, packed, bias, residual, once, *g.values, act, alpha, beta, 0, units)
+    dense.call(
+        "conv2d_f32", x, packed, bias, residual, once, *g.arguments, act, alpha, beta, 0, units
+    )
     np.testing.assert_array_equal(once, y)
 
 
 @pytest.mark.parametrize(
     "g",
     [
-        Geometry(1, 3, 24, 160, 48, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1),
-        Geometry(1, 4, 9, 1100, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 4),
-        Geometry(1, 2, 130, 140, 2, 12, 12, 1, 1, 11, 11, 0, 0, 0, 0, 2),
-        Geometry(1, 2, 64, 64, 2, 31, 31, 1, 1, 1, 1, 15, 15, 15, 15, 2),
-        Geometry(1, 64, 14, 14, 64, 3, 3, 2, 2, 1, 1, 0, 0, 1, 1, 64),
-        Geometry(1, 320, 7, 7, 200, 1, 1),
-        Geometry(3, 120, 1, 1, 33, 1, 1),
-        Geometry(1, 120, 1, 40, 120, 1, 7, 1, 1, 1, 1, 0, 3, 0, 3, 120),
+        Convolution(1, 3, 24, 160, 48, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1),
+        Convolution(1, 4, 9, 1100, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 4),
+        Convolution(1, 2, 130, 140, 2, 12, 12, 1, 1, 11, 11, 0, 0, 0, 0, 2),
+        Convolution(1, 2, 64, 64, 2, 31, 31, 1, 1, 1, 1, 15, 15, 15, 15, 2),
+        Convolution(1, 64, 14, 14, 64, 3, 3, 2, 2, 1, 1, 0, 0, 1, 1, 64),
+        Convolution(1, 320, 7, 7, 200, 1, 1),
+        Convolution(3, 120, 1, 1, 33, 1, 1),
+        Convolution(1, 120, 1, 40, 120, 1, 7, 1, 1, 1, 1, 0, 3, 0, 3, 120),
     ],
     ids=str,
 )
 def test_convolutions_of_real_networks_and_extreme_windows_equal_the_reference(
-    dense: Dense, g: Geometry
+    dense: Dense, g: Convolution
 ) -> None:
     x, w = floats(1, g.n, g.ic, g.ih, g.iw), floats(2, g.oc, g.ic // g.groups, g.kh, g.kw)
     y = np.empty((g.n, g.oc, g.oh, g.ow), np.float32)
     packed = dense.pack_conv(w, g)
-    dense.call("conv2d_f32", x, packed, None, None, y, *g.values, 1, 0.0, 0.0, 0, dense.units(g))
+    dense.call("conv2d_f32", x, packed, None, None, y, *g.arguments, 1, 0.0, 0.0, 0, dense.units(g))
     check_close(y, np.maximum(reference.conv2d(x, w, g), 0), w[0].size)
 
 
@@ -253,7 +257,7 @@ def test_bad_arguments_are_refused_and_nothing_is_written(dense: Dense) -> None:
         with pytest.raises(Refused):
             dense.call("gemm_f32", *good[:place], value, *good[place + 1 :])
     assert (c == UNTOUCHED).all()
-    g = Geometry(1, 4, 5, 5, 4, 3, 3)
+    g = Convolution(1, 4, 5, 5, 4, 3, 3)
     x, w, y = (
         floats(1, 1, 4, 5, 5),
         floats(2, 4, 4, 3, 3),
@@ -265,7 +269,7 @@ def test_bad_arguments_are_refused_and_nothing_is_written(dense: Dense) -> None:
         None,
         None,
         y,
-        *g.values,
+        *g.arguments,
         0,
         0.0,
         0.0,
@@ -278,5 +282,5 @@ def test_bad_arguments_are_refused_and_nothing_is_written(dense: Dense) -> None:
         with pytest.raises(Refused):
             dense.call("conv2d_f32", *fine[:place], value, *fine[place + 1 :])
     assert (y == UNTOUCHED).all()
-    impossible = Geometry(1, 1 << 30, 1 << 30, 1 << 30, 4, 3, 3)
+    impossible = Convolution(1, 1 << 30, 1 << 30, 1 << 30, 4, 3, 3)
     assert dense.units(impossible) == 0

@@ -18,9 +18,10 @@ from edgemp.backends.base import (
     Session,
     Simulation,
 )
+from edgemp.backends.nvidia import capability
 from edgemp.backends.tensorrt import precision as precisions_of
 from edgemp.backends.tensorrt.graph import named
-from edgemp.backends.tensorrt.library import INSTALL, Library, capability, library, sm
+from edgemp.backends.tensorrt.library import INSTALL, Library, library, sm
 from edgemp.backends.tensorrt.plan import (
     BuildPlan,
     BuiltFor,

@@ -10,13 +10,11 @@ from functools import cache
 from typing import Any
 
 from edgemp.errors import BackendError, ToolchainMissing
-from edgemp.target import Target, Unit
 
 INSTALL = {
     "tensorrt": "it is part of JetPack on a Jetson, and of NVIDIA's TensorRT packages on a server",
     "tensorrt_rtx": "pip install 'edgemp[tensorrt-rtx]'",
 }
-OPTION = "compute_capability"
 
 
 @dataclass(frozen=True)
@@ -86,26 +84,6 @@ def library(name: str) -> Library:
                 self.messages.append(Message(str(severity).rsplit(".", 1)[-1], text))
 
     return Library(name, trt, Logger())
-
-
-def gpu(target: Target) -> Unit | None:
-    """The target's NVIDIA GPU: its first unit of kind gpu that states a compute capability."""
-    return next((unit for unit in target.of_kind("gpu") if OPTION in unit.options), None)
-
-
-def capability(target: Target) -> str:
-    """The compute capability of the target's GPU, e.g. "8.9".
-
-    Raises:
-        BackendError: if the target has no NVIDIA GPU, or states no capability for it.
-    """
-    unit = gpu(target)
-    if unit is None:
-        raise BackendError(
-            f"target {target.name} has no unit of kind gpu with the option {OPTION} "
-            '(e.g. "8.7"); without it no NVIDIA engine can be built'
-        )
-    return str(unit.options[OPTION])
 
 
 def nearest(wanted: str, accepted: tuple[str, ...]) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 from edgemp.backends.tensorrt.placement import Refusal
 
 SOURCE = "https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md (TensorRT 10.15)"
-TOPK_MAX = 3840
 
 _SUPPORTED = """
 Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
@@ -30,7 +29,10 @@ SUPPORTED = frozenset(_SUPPORTED.split())
 
 
 def refusals(model: Any) -> list[Refusal]:
-    """Nodes of `model` (named, see `with_names`) that the table or one of its restrictions rules out."""
+    """Nodes of `model` (named, see `with_names`) that the table or one of its restrictions rules out.
+
+    TopK's largest K is not among them: every NVIDIA target's file has it under `op_limits`.
+    """
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -39,10 +41,6 @@ def refusals(model: Any) -> list[Refusal]:
         reason = ""
         if node.domain not in {"", "ai.onnx"} or node.op_type not in SUPPORTED:
             reason = f"not in TensorRT's operator table: {SOURCE}"
-        elif node.op_type == "TopK" and len(node.input) > 1 and node.input[1] in constants:
-            count = int(numpy_helper.to_array(constants[node.input[1]]).reshape(-1)[0])
-            if count > TOPK_MAX:
-                reason = f"K is {count}; TensorRT's largest is {TOPK_MAX}"
         elif node.op_type == "MaxPool" and len(node.output) > 1 and node.output[1]:
             reason = "TensorRT's MaxPool gives no indices"
         elif node.op_type == "Resize" and _text(node, "mode") == "cubic":

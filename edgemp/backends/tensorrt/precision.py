@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgemp.backends.base import Precision
+from edgemp.backends.nvidia import OPTION, gpu
 from edgemp.backends.tensorrt.graph import constants_as_initializers, read
 from edgemp.backends.tensorrt.half import to_half
-from edgemp.backends.tensorrt.library import OPTION, at_least, gpu
+from edgemp.backends.tensorrt.library import at_least
 from edgemp.backends.tensorrt.quantized import (
     OPSET,
     add_pairs,

@@ -58,6 +58,9 @@ class TvmBackend(BackendDefaults):
         return digest([[p.name, p.read_text(encoding="utf-8", errors="replace")] for p in files])
 
     def precisions(self, target: Target) -> tuple[Precision, ...]:
+        from edgemp.backends.tvm.toolchain import processor
+
+        processor(target)  # says why there is no code for it
         return (Precision("fp32", lossless=True),)
 
     def place(self, network: Network, target: Target) -> Placement:

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from edgemp.backends.nvidia import capability
 from edgemp.errors import BackendError, ToolchainMissing
 from edgemp.network import Network
 from edgemp.target import Target
@@ -38,7 +39,7 @@ def cuda_source(network: Network, target: Target) -> str:
     described = tvm.target.Target(
         {
             "kind": "cuda",
-            "arch": f"sm_{capability(target)}",
+            "arch": _arch(target),
             "max_threads_per_block": 1024,
             "max_shared_memory_per_block": 49152,
             "thread_warp_size": 32,
@@ -84,7 +85,7 @@ def ptx(source: str, target: Target) -> str:
         path = Path(folder) / "network.cu"
         path.write_text(source)
         done = subprocess.run(
-            [nvcc, "--ptx", f"-arch=sm_{capability(target)}", str(path), "-o", "network.ptx"],
+            [nvcc, "--ptx", f"-arch={_arch(target)}", str(path), "-o", "network.ptx"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -95,16 +96,9 @@ def ptx(source: str, target: Target) -> str:
         return (Path(folder) / "network.ptx").read_text()
 
 
-def capability(target: Target) -> str:
-    """The GPU's compute capability without the dot, e.g. "87".
-
-    Raises:
-        BackendError: if the target names none.
-    """
-    for unit in target.of_kind("gpu"):
-        if given := unit.options.get("compute_capability"):
-            return str(given).replace(".", "")
-    raise BackendError(f"target {target.name} has no GPU with a compute_capability")
+def _arch(target: Target) -> str:
+    """NVIDIA's name of the GPU's architecture, e.g. "sm_87"."""
+    return "sm_" + capability(target).replace(".", "")
 
 
 def _all(module: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """Weights in the order in which kernels/dense reads them, packed here for any target's register tile.
 
 The same as `edgemp_pack_b` and `edgemp_pack_conv` of kernels/dense, which run only on their own target;
-a test compares them.
+the tests of kernels/dense compare them.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Convolution:
     oc: int
     kh: int
     kw: int
-    sh: int
-    sw: int
-    dh: int
-    dw: int
-    pt: int
-    pl: int
-    pb: int
-    pr: int
-    groups: int
+    sh: int = 1
+    sw: int = 1
+    dh: int = 1
+    dw: int = 1
+    pt: int = 0
+    pl: int = 0
+    pb: int = 0
+    pr: int = 0
+    groups: int = 1
 
     @property
     def arguments(self) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class Convolution:
         if self._depthwise:
             return self.n * self.oc
         if self._channel_vectors(tile):
-            return self.n * self.groups * panels(self.oc, tile)
+            return self.n * panels(self.oc, tile)
         without = self.n * self.groups * -(-self.pixels // tile.columns)
         blocks = -(-(self.oc // self.groups) // tile.rows)
         shares = 1 if without >= 12 else min(blocks, -(-12 // without))

@@ -6,6 +6,7 @@ same step (https://ziglang.org/documentation/: `zig c++ -target ARCH-linux-gnu.G
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from edgemp.errors import BackendError, ToolchainMissing
 from edgemp.target import Target
 
 OLDEST_GLIBC = "2.28"
-"""What manylinux_2_28 wheels, TVM's among them, ask for."""
+"""What manylinux_2_28 wheels, TVM's among them, ask for, and what artifacts are linked against."""
 
 # LLVM's names of the x86-64 levels, with what Linux calls the flags that tell them apart
 # (System V ABI, "x86-64 micro-architecture levels"). AVX-512 without VNNI is level 4 too.
@@ -35,6 +36,18 @@ class Tile:
     rows: int
     columns: int
     lanes: int
+
+
+# What kernels/dense/simd.h chooses by the same instruction sets; tests compare the two.
+AVX512, AVX2, NEON, PLAIN = Tile(8, 48, 16), Tile(4, 24, 8), Tile(8, 12, 4), Tile(4, 8, 4)
+
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fno-math-errno"),
+    *("-fno-stack-protector", "-fvisibility=hidden"),
+)
+"""What kernels/dense is compiled with, be it for an artifact or for its own tests and benchmark."""
+ZIG_FLAGS = ("-fno-sanitize=all",)
+"""zig's own default is to trap on undefined behaviour."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +96,30 @@ def processor(target: Target) -> Processor:
     """The processor of a target.
 
     Raises:
-        ToolchainMissing: for another operating system or instruction set than TVM's wheel covers.
+        ToolchainMissing: for another operating system, instruction set or an older C library than TVM's
+            wheel covers.
     """
     if target.os != "linux" or target.arch not in {"x86_64", "aarch64"}:
         raise ToolchainMissing(
             f"tvm compiles here for Linux on x86_64 and aarch64, not for {target.os or 'an unknown'} "
             f"system on {target.arch or 'an unknown processor'} (target {target.name})"
         )
+    if target.glibc and _version(target.glibc) < _version(OLDEST_GLIBC):
+        raise ToolchainMissing(
+            f"tvm's artifacts and its runtime need glibc {OLDEST_GLIBC}, and target {target.name} has "
+            f"{target.glibc}: update the device's system (then `glibc` in the target's file), or use "
+            "another of its backends"
+        )
     isa = set(target.isa)
     if target.arch == "aarch64":
-        return Processor("aarch64", target.mcpu or "generic", max(1, target.cores), Tile(8, 12, 4))
+        return Processor("aarch64", target.mcpu or "generic", max(1, target.cores), NEON)
     level = next((name for name, flags in _X86_LEVELS if flags <= isa), "x86-64")
-    tile = {"x86-64-v4": Tile(8, 48, 16), "x86-64-v3": Tile(4, 24, 8)}.get(level, Tile(4, 8, 4))
+    tile = {"x86-64-v4": AVX512, "x86-64-v3": AVX2}.get(level, PLAIN)
     return Processor("x86_64", level, max(1, target.cores), tile)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 def zig(arguments: list[str], what: str, folder: Path | None = None) -> None:
@@ -152,10 +176,8 @@ def kernels_object(cpu: Processor) -> Path:
         (into / "unit.cpp").write_text(unit)
         zig(
             [
-                *("c++", "-target", cpu.zig_triple, f"-mcpu={cpu.zig_mcpu}", "-std=c++17", "-O3"),
-                *("-fPIC", "-fno-exceptions", "-fno-rtti", "-fno-sanitize=all", "-fno-math-errno"),
-                *("-fno-stack-protector", "-fvisibility=hidden", "-I", str(source)),
-                *("-c", "unit.cpp", "-o", "dense.o"),
+                *("c++", "-target", cpu.zig_triple, f"-mcpu={cpu.zig_mcpu}", *ZIG_FLAGS, *FLAGS),
+                *("-I", str(source), "-c", "unit.cpp", "-o", "dense.o"),
             ],
             f"compiling kernels/dense for {cpu.arch} {cpu.mcpu}",
             into,

@@ -21,14 +21,14 @@ from typing import Any
 from edgemp.backends.tvm.records import DATABASE, Records, create, records
 from edgemp.backends.tvm.toolchain import Processor, processor
 from edgemp.compiler.cache import StageCache
-from edgemp.errors import BackendError, EdgempError, ToolchainMissing, TrialError
-from edgemp.isolate import Limits, Worker, serve
+from edgemp.errors import BackendError, BoundError, EdgempError, ToolchainMissing, TrialError
+from edgemp.isolate import Limits, TimedOut, Worker, serve
 from edgemp.network import Network
 from edgemp.target import Target
 
 Tell = Callable[[str], None]
 LEAST_S = 120.0
-"""A request may take this long even where less time is left: a task is not cut off half-way."""
+"""A request may take this long even where less time is left: a short task is not cut off half-way."""
 WORTH_TUNING = 2048
 """Loop iterations below which a function takes less time than calling it does."""
 BUILD_S = 120.0
@@ -46,15 +46,24 @@ class Task:
     measured: int
 
 
+class TuningError(BoundError):
+    """Not one of the tasks that were tried could be tuned."""
+
+
 @dataclass(frozen=True)
 class Tuned:
-    """What a tuning run did."""
+    """What a tuning run did. A task that the time limit cut off has failed only if it measured nothing."""
 
     records: Records
     tasks: tuple[Task, ...]
     measured: int
     failed: tuple[str, ...]
     skipped: tuple[str, ...]
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether tasks were tried, and every one of them failed."""
+        return 0 < len(self.failed) == len(self.tasks) - len(self.skipped)
 
 
 def tune(
@@ -68,16 +77,19 @@ def tune(
     """Measure up to `trials` schedules per task, the largest tasks first, for at most `seconds`.
 
     Tasks that have as many records already are skipped, so that a run goes on where another stopped.
+    A task that is being measured when the time is up may take LEAST_S longer.
 
     Raises:
-        BackendError: if code for `target` does not run on this machine.
+        BackendError: if this machine is not one that `target` describes: records say where they were
+            measured, and these would not be the target's own.
         ToolchainMissing: if MetaSchedule's C++ compiler is missing.
     """
     cpu = processor(target)
-    if not target.runs_here:
+    if not target.is_this_machine:
         raise BackendError(
-            f"tuning measures on the device itself, and target {target.name} ({cpu.arch} {cpu.mcpu}) "
-            "does not run here; carry over the records of a similar processor with --import"
+            f"tuning measures on the device itself, and this machine is not target {target.name} "
+            f"({cpu.arch} {cpu.mcpu}): tune there, or carry over the records of a similar processor "
+            "with --import (`edgemp tune --target host --records FILE` writes this one's)"
         )
     if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise ToolchainMissing("MetaSchedule links with g++ or clang++; install one, or set CXX")
@@ -88,34 +100,43 @@ def tune(
     failed: list[str] = []
     skipped: list[str] = []
     done = 0
-    with _Child(max(LEAST_S, seconds)) as child:
+
+    def left() -> float:
+        return seconds - (monotonic() - began)
+
+    with _Child() as child:
         tasks = [
             Task(network=name, **item)
             for name, folder in folders.items()
-            for item in child.ask("tasks", network=str(folder), **_where(target, found))
+            for item in child.ask(
+                "tasks", max(LEAST_S, left()), network=str(folder), **_where(target, found)
+            )
         ]
         tasks.sort(key=lambda task: -task.iterations)
         for number, task in enumerate(tasks, 1):
-            left = seconds - (monotonic() - began)
             where = f"{number}/{len(tasks)} {task.network}: {task.name}"
-            if task.measured >= trials or task.iterations < WORTH_TUNING or left <= 0:
+            if task.measured >= trials or task.iterations < WORTH_TUNING or left() <= 0:
                 skipped.append(task.name)
                 why = "has its records" if task.measured >= trials else "no time left"
                 tell(f"{where}: {'too small' if task.iterations < WORTH_TUNING else why}")
                 continue
-            before = found.count
+            before, cut = found.count, ""
             try:
                 child.ask(
                     "tune",
+                    max(LEAST_S, left()),
                     network=str(folders[task.network]),
                     **_where(target, found),
                     index=task.index,
                     trials=trials - task.measured,
                 )
             except EdgempError as error:
-                failed.append(f"{task.name}: {error}")
+                if isinstance(error, TimedOut) and found.count > before:
+                    cut = ", cut off: no time left"
+                else:
+                    failed.append(f"{task.name}: {error}")
             done += found.count - before
-            tell(f"{where}: {found.count - before} measured")
+            tell(f"{where}: {found.count - before} measured{cut}")
     return Tuned(found, tuple(tasks), done, tuple(failed), tuple(skipped))
 
 
@@ -140,13 +161,13 @@ def _where(target: Target, found: Records) -> dict[str, Any]:
 class _Child:
     """A process that tunes, started anew after a crash: importing MetaSchedule takes seconds."""
 
-    def __init__(self, seconds: float) -> None:
-        self._limits = Limits(seconds)
+    def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def ask(self, request: str, **arguments: Any) -> Any:
+    def ask(self, request: str, seconds: float, /, **arguments: Any) -> Any:
         if self._worker is None:
-            self._worker = Worker(self._limits, module=__name__)
+            self._worker = Worker(Limits(), module=__name__)
+        self._worker.limits = Limits(seconds)
         try:
             return self._worker.ask(request, **arguments)
         except TrialError:

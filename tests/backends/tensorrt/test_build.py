@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgemp.backends.limits import limited
 from edgemp.backends.tensorrt import TensorRtBackend, TensorRtRtxBackend
 from edgemp.backends.tensorrt.build import build
 from edgemp.backends.tensorrt.graph import with_names
@@ -250,13 +251,22 @@ def test_a_prefix_ends_in_what_it_leaves_unread() -> None:
 
 
 def test_the_table_refuses_what_the_parser_refuses() -> None:
-    """Where no parser is installed, the table alone has to name TopK's limit and unknown operators."""
-    assert [r.node for r in refusals(topk(3841))] == ["best"]
-    assert not refusals(topk(3840))
+    """Where no parser is installed, the table alone has to name unknown operators."""
     (only,) = refusals(with_names(networks.unknown_operator_model()))
     assert only.node == "warp_1"
     for make in (networks.conv_model, networks.mlp_model, networks.attention_model):
         assert not refusals(with_names(make()))
+
+
+@pytest.mark.parametrize("target", ["jetson", "jetson-agx-thor", "h100", "rtx-ada"])
+def test_the_targets_own_limit_on_topk_is_the_parsers(
+    target: str, conv: Network, tmp_path: Path
+) -> None:
+    device = load_target(target)
+    for count, refused in ((3840, []), (3841, ["best"])):
+        network = as_network(topk(count), conv, tmp_path / str(count))
+        found = limited(network, device, device.backends[0])
+        assert [node.node for _, node in found] == refused
 
 
 def test_building_twice_gives_engines_of_one_size_and_the_same_layers() -> None:

@@ -214,6 +214,14 @@ def test_another_operating_system_lacks_a_toolchain(tmp_path: Path) -> None:
         conv(tmp_path, HOST.model_copy(update={"os": "darwin"}))
 
 
+def test_an_older_c_library_than_artifacts_need_is_a_missing_toolchain() -> None:
+    old = load_target("rpi4").model_copy(update={"name": "old", "glibc": "2.27"})
+    with pytest.raises(ToolchainMissing, match=r"glibc 2\.28, and target old has 2\.27: update"):
+        TvmBackend().precisions(old)
+    assert TvmBackend().precisions(old.model_copy(update={"glibc": "2.28"}))
+    assert TvmBackend().precisions(old.model_copy(update={"glibc": "2.100"}))
+
+
 def test_an_operator_of_another_domain_is_refused_by_its_nodes_name(tmp_path: Path) -> None:
     path = networks.saved(networks.unknown_operator_model(), tmp_path / "model.onnx")
     arrays = {"x": networks.samples(2, (1, 12))}

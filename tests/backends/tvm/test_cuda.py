@@ -37,5 +37,7 @@ def test_cuda_source_holds_a_kernel_per_function(network: Network) -> None:
 
 
 def test_a_target_without_a_gpu_has_no_cuda_source(network: Network) -> None:
-    with pytest.raises(BackendError, match="no GPU"):
+    with pytest.raises(
+        BackendError, match="no unit of kind gpu with the option compute_capability"
+    ):
         cuda_source(network, load_target("rpi4"))

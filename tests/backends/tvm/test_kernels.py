@@ -1,8 +1,7 @@
-"""Which nodes the kernels take over, what they compute, and how their weights are packed."""
+"""Which nodes the kernels take over, and what they compute."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgemp.backends.tvm import TvmBackend
 from edgemp.backends.tvm.graph import Graph
-from edgemp.backends.tvm.packing import Convolution, pack_b
 from edgemp.backends.tvm.selection import Kernel, select
-from edgemp.backends.tvm.toolchain import Tile
 from edgemp.network import Network
 from edgemp.target import load_target
-from kernels.dense import reference
 from tests import networks
 
 pytest.importorskip("tvm", reason="needs TVM: pip install 'edgemp[tvm-compile]'")
 
 HOST = load_target("host")
-TILES = (Tile(8, 48, 16), Tile(4, 24, 8), Tile(8, 12, 4), Tile(4, 8, 4))
 FLOAT = TensorProto.FLOAT
 
 
@@ -172,21 +167,6 @@ def test_transpositions_and_the_scale_of_attention_become_strides(tmp_path: Path
     assert sorted(covered) == ["MatMul", "MatMul", "Mul", *["Transpose"] * 4]
     arrays = {"x": networks.samples(2, (1, 10, 32))}
     check_run(model, arrays, tmp_path, ["edgemp gemm", "edgemp matmul", "edgemp softmax"])
-
-
-@pytest.mark.parametrize("tile", TILES, ids=str)
-def test_packed_weights_and_units_are_those_of_the_kernels_own_reference(tile: Tile) -> None:
-    random = np.random.default_rng(0)
-    b = random.standard_normal((7, 53)).astype(np.float32)
-    np.testing.assert_array_equal(pack_b(b, tile), reference.pack_b(b, tile))
-    sizes = [(6, 9, 3, 1, 1), (16, 24, 1, 1, 1), (24, 24, 3, 2, 24), (8, 12, 3, 1, 4)]
-    for (ic, oc, kernel, stride, groups), side in itertools.product(sizes, (1, 7, 20)):
-        pad = kernel // 2
-        values = (1, ic, side, side, oc, kernel, kernel, stride, stride, 1, 1, *[pad] * 4, groups)
-        ours, theirs = Convolution(*values), reference.Geometry(*values)
-        w = random.standard_normal((oc, ic // groups, kernel, kernel)).astype(np.float32)
-        np.testing.assert_array_equal(ours.pack(w, tile), reference.pack_conv(w, theirs, tile))
-        assert ours.units(tile) == reference.conv_units(theirs, tile)
 
 
 def one(make: Callable[[], Any]) -> list[Kernel]:

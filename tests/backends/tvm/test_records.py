@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
 
-from edgemp.backends.tvm import TvmBackend
+import edgemp
+from edgemp.backends.tvm import TvmBackend, tuning
 from edgemp.backends.tvm.records import (
     RecordsError,
     create,
@@ -22,11 +26,16 @@ from edgemp.backends.tvm.records import (
     records,
 )
 from edgemp.backends.tvm.toolchain import processor
-from edgemp.backends.tvm.tuning import tune
+from edgemp.backends.tvm.tuning import TuningError, tune
+from edgemp.bundle import read_bundle
+from edgemp.cli import tune as command
 from edgemp.compiler.cache import StageCache
 from edgemp.errors import BackendError
-from edgemp.target import load_target
+from edgemp.isolate import Limits, TimedOut, WorkerFailure
+from edgemp.machine import this_machine
+from edgemp.target import DECISIVE_ISA, load_target
 from tests import networks
+from tests.conftest import Given
 
 pytest.importorskip("tvm", reason="needs TVM: pip install 'edgemp[tvm-compile]'")
 
@@ -114,27 +123,123 @@ def test_records_of_another_version_of_tvm_are_refused(tmp_path: Path) -> None:
         import_records(tmp_path / "old.json", processor(HOST), StageCache(tmp_path / "cache"))
 
 
-def test_another_processor_is_not_tuned_here(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="does not run here"):
-        tune({}, load_target("rpi4"), 1, 1.0, StageCache(tmp_path))
+@pytest.mark.parametrize("narrower", [False, True])
+def test_what_this_machine_is_not_is_not_tuned_here(narrower: bool, tmp_path: Path) -> None:
+    """Code for a narrower instruction set runs here, but its times would not be the target's."""
+    target = load_target("rpi4")
+    if narrower:
+        here = this_machine()
+        if not here.isa & DECISIVE_ISA:
+            pytest.skip("this processor is as plain as any")
+        isa = tuple(sorted(here.isa - DECISIVE_ISA))
+        target = HOST.model_copy(update={"name": "narrower", "probe": False, "isa": isa})
+    with pytest.raises(BackendError, match=r"this machine is not target (rpi4|narrower)"):
+        tune({}, target, 1, 1.0, StageCache(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+class FakeWorker:
+    """Stands for the tuning process: every task takes all the time it gets, and measures once."""
+
+    clock = 0.0
+    measures, fails = True, False
+
+    def __init__(self, limits: Limits, module: str) -> None:
+        self.limits = limits
+
+    def ask(self, request: str, records: str, **_: object) -> object:
+        if request == "tasks":
+            task = {"iterations": 1e9, "measured": 0}
+            return [{**task, "name": f"task{i}", "index": i} for i in range(30)]
+        if FakeWorker.fails:
+            raise WorkerFailure("ValueError", "no schedule")
+        FakeWorker.clock += self.limits.seconds
+        if FakeWorker.measures:
+            with (Path(records) / "database_tuning_record.json").open("a") as stream:
+                stream.write("[0, 1]\n")
+        raise TimedOut(f"timed out: {request}")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_worker(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
+    monkeypatch.setenv("CXX", "g++")
+    monkeypatch.setattr(tuning, "Worker", FakeWorker)
+    monkeypatch.setattr(tuning, "_prepared", lambda *_: {"net": Path("net")})
+    monkeypatch.setattr(tuning, "monotonic", lambda: FakeWorker.clock)
+    monkeypatch.setattr(FakeWorker, "clock", 0.0)
+    monkeypatch.setattr(FakeWorker, "measures", True)
+    monkeypatch.setattr(FakeWorker, "fails", False)
+    return FakeWorker
+
+
+@pytest.mark.parametrize("seconds", [10.0, 1200.0])
+def test_tuning_ends_when_its_time_is_up(
+    fake_worker: type[FakeWorker], seconds: float, tmp_path: Path
+) -> None:
+    tuned = tune({}, HOST, 2, seconds, StageCache(tmp_path))
+    assert fake_worker.clock == max(seconds, tuning.LEAST_S)
+    assert (tuned.measured, tuned.failed, len(tuned.skipped)) == (1, (), 29)
+    assert not tuned.all_failed
+
+
+def test_a_task_that_starts_late_gets_no_more_than_the_least_time(
+    fake_worker: type[FakeWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = iter([0.0])
+    monkeypatch.setattr(tuning, "monotonic", lambda: next(began, 1199.0 + fake_worker.clock))
+    tune({}, HOST, 2, 1200.0, StageCache(tmp_path))
+    assert fake_worker.clock == tuning.LEAST_S
+
+
+def test_a_task_that_is_cut_off_before_it_measured_anything_has_failed(
+    fake_worker: type[FakeWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_worker, "measures", False)
+    tuned = tune({}, HOST, 2, 300.0, StageCache(tmp_path))
+    assert tuned.failed == ("task0: timed out: tune",)
+    assert tuned.all_failed
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_command_says_and_returns_that_nothing_could_be_tuned(
+    fake_worker: type[FakeWorker],
+    as_json: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from edgemp.estimate import pipeline
+
+    monkeypatch.setattr(fake_worker, "fails", True)
+    monkeypatch.setattr(pipeline, "networks_of", lambda *_: {})
+    arguments = ["net.onnx", "--cache", str(tmp_path), *(["--json"] if as_json else [])]
+    done = run_tune(*arguments)
+    if as_json:
+        assert done.exit_code == 1
+        assert len(json.loads(done.stdout)["failed"]) == 30
+    else:
+        assert isinstance(done.exception, TuningError)
+        assert done.exception.exit_code == 1
+        assert "not one of 30 tasks could be tuned: task0: no schedule" in str(done.exception)
+
+
+def run_tune(*arguments: str) -> Result:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    command.register(app)
+    return CliRunner().invoke(app, ["tune", *arguments])
 
 
 def test_the_command_takes_over_and_writes_files_of_records(tmp_path: Path) -> None:
-    import typer
-    from typer.testing import CliRunner
-
-    from edgemp.cli import tune as command
-
     here = records(processor(HOST), StageCache(tmp_path / "a"))
     create(here)
     (here.folder / "database_tuning_record.json").write_text("[0, 1]\n")
     export_records(here, tmp_path / "in.json")
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    command.register(app)
     options = ["--target", "rpi4", "--cache", str(tmp_path / "b"), "--json"]
     files = ["--import", str(tmp_path / "in.json"), "--records", str(tmp_path / "out.json")]
-    done = CliRunner().invoke(app, ["tune", *options, *files])
+    done = run_tune(*options, *files)
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert (said["records"], said["imported"]) == (0, 1)
@@ -142,14 +247,24 @@ def test_the_command_takes_over_and_writes_files_of_records(tmp_path: Path) -> N
     assert (tmp_path / "out.json").read_text() == (tmp_path / "in.json").read_text()
 
 
+def test_compiling_with_a_cache_of_its_own_leaves_the_default_one_alone(
+    conv: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "default"))
+    chosen = tmp_path / "chosen"
+    edgemp.compile(conv.model, tmp_path / "m.edgemp", cache=chosen, backends=["tvm"])
+    assert len(list(chosen.glob("tvm-kernels/*/dense.o"))) == 1
+    assert not (tmp_path / "default").exists()
+
+
 @pytest.mark.slow
 def test_a_second_run_goes_on_from_what_the_first_measured_and_compiling_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "default"))
     arrays = {"x": networks.samples(4, (1, 3, 16, 16))}
     network = networks.network(networks.conv_model(), arrays, tmp_path / "network")
-    cache = StageCache()
+    cache = StageCache(tmp_path / "cache")
     first = tune({"conv": network}, HOST, 2, 400.0, cache)
     assert first.failed == ()
     assert first.measured >= 2
@@ -158,12 +273,16 @@ def test_a_second_run_goes_on_from_what_the_first_measured_and_compiling_uses_it
     assert "mean" in second.skipped
     backend = TvmBackend()
     prepared = backend.prepare(network, HOST, "fp32", tmp_path)
-    artifact = backend.compile(prepared, HOST, "fp32")
+    assert backend.compile(prepared, HOST, "fp32").options["tuned"] == []
+    with cache.in_use():
+        artifact = backend.compile(prepared, HOST, "fp32")
     assert artifact.options["tuned"] == ["mean"]
     assert artifact.options["records"].startswith(f"{first.records.count} records for ")
     session = backend.open(artifact, HOST)
     for feed, expected in zip(network.samples.held_out, network.reference, strict=True):
         np.testing.assert_allclose(session.run(feed)["y"], expected["y"], rtol=1e-4, atol=1e-5)
+    edgemp.compile(network.model, tmp_path / "m.edgemp", cache=tmp_path / "cache", backends=["tvm"])
+    assert read_bundle(tmp_path / "m.edgemp").module("network").options["tuned"] == ["mean"]
     export_records(replace(first.records, origin="a laptop"), tmp_path / "records.json")
     monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "another"))
     import_records(tmp_path / "records.json", processor(HOST))
