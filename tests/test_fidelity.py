@@ -164,3 +164,9 @@ def test_a_metric_that_fails_is_the_users_error_by_name(metrics: types.ModuleTyp
         measured(A, FidelityBound(metric="user_metrics:broken", metric_min=0))
     with pytest.raises(FunctionMissingError, match="has no 'absent'"):
         measured(A, FidelityBound(metric="user_metrics:absent", metric_min=0))
+
+
+def test_a_bound_of_one_holds_for_equal_outputs_alone() -> None:
+    values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    assert cosine(values, values.copy()) == 1.0
+    assert cosine(values, values + np.float32(1e-2)) < 1.0

@@ -14,7 +14,7 @@ import pytest
 
 from edgemp.errors import ToolchainMissing
 from edgemp.isolate import Limits
-from edgemp.toolchains import Toolchain, ToolchainError, environment
+from edgemp.toolchains import Toolchain, ToolchainCrashed, ToolchainError, environment
 from edgemp.toolchains.process import ToolchainProcess
 
 HERE = "{}.{}".format(*sys.version_info)
@@ -243,7 +243,7 @@ def test_a_crash_is_an_error_with_the_last_words_of_the_tool(
 ) -> None:
     with (
         process(root, script) as called,
-        pytest.raises(ToolchainError, match=r"SIGABRT.*printed last: E: unsupported dtype 2"),
+        pytest.raises(ToolchainCrashed, match=r"SIGABRT.*printed last: E: unsupported dtype 2"),
     ):
         called.ask("crashes", tmp_path / "log.txt")
 
@@ -251,7 +251,7 @@ def test_a_crash_is_an_error_with_the_last_words_of_the_tool(
 def test_a_hanging_tool_is_ended_at_its_limit(root: Path, script: Path) -> None:
     with process(root, script, seconds=1.5) as called:
         pid = called._worker._process.pid
-        with pytest.raises(ToolchainError, match=r"timed out: hangs took more than 1\.5 s"):
+        with pytest.raises(ToolchainCrashed, match=r"timed out: hangs took more than 1\.5 s"):
             called.ask("hangs")
     assert not Path(f"/proc/{pid}").exists()
 

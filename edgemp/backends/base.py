@@ -23,8 +23,8 @@ EDGEMP_PLUGIN_API = 1
 
 Evidence = Literal["run", "emulated", "simulated", "proxy"]
 """How outputs came about, the strongest first: on an engine and processor of the target's kind; the target's
-artifact on an emulated processor; on the vendor's simulator; on another engine that computes the same graph
-in the same precision."""
+artifact on an emulated processor; on the vendor's simulator; on another engine that computes the same graph,
+in the same precision or, where it has none such, in a wider one: `Simulation.how` says which."""
 
 
 @dataclass(frozen=True)

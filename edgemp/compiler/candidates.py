@@ -58,7 +58,9 @@ def offer(
     known: set[str] = set()
     for name in backends or target.backends:
         if backends is None and name not in backend_names():
-            left_out.append(f"{name}: no installed package provides this backend (docs/targets.md)")
+            left_out.append(
+                f"{name}: no installed package provides this backend (a vendor's plugin, see docs/plugins.md)"
+            )
             continue
         try:
             backend = load_backend(name)

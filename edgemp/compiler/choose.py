@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from math import isfinite
 
 from edgemp.compiler.trials import Trial
-from edgemp.errors import BudgetError, FidelityError
+from edgemp.errors import BudgetError, FidelityError, TargetError
 
 PACKAGES = 3
-"""Build packages of one backend that travel with a module: the device times them against each other."""
+"""Build packages of one backend that travel with a module, beside the untouched network's: the device
+times them against each other and against that one."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Budget:
 class Choice:
     """The chosen trial of one module, in words why, and the module's Pareto front.
 
-    `packages` are trials that only the device can finish, at most `PACKAGES` per backend.
+    `packages` are trials that only the device can finish (`PACKAGES`).
     """
 
     trial: Trial
@@ -42,6 +43,7 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
     has to finish is never chosen, but goes with the module.
 
     Raises:
+        TargetError: if a latency budget is given for a target that has no rates to estimate by.
         FidelityError: if a module has no trial inside its bound; lists the closest.
         BudgetError: if no combination fits; lists the smallest or fastest one.
     """
@@ -56,8 +58,7 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
             raise FidelityError(
                 f"module {name}: no {what} holds its bound; closest:\n" + closest(tried)
             )
-    fronts = {name: pareto(found) for name, found in fit.items()}
-    picked = _search(fronts, budget)
+    picked = _search(_fronts(fit, trials, budget), budget)
     return {
         name: Choice(
             trial,
@@ -67,6 +68,27 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
         )
         for name, trial in picked.items()
     }
+
+
+def _fronts(
+    fit: Mapping[str, Sequence[Trial]], trials: Mapping[str, Sequence[Trial]], budget: Budget
+) -> dict[str, list[Trial]]:
+    """Per module the trials worth combining.
+
+    Where no latencies are known, lossy ones are taken up only if a size budget asks for them.
+    """
+    fronts = {name: pareto(found) for name, found in fit.items()}
+    unknown = [n for n, found in fit.items() if not any(isfinite(t.latency_ms) for t in found)]
+    if unknown and budget.latency_ms is not None:
+        raise TargetError(
+            f"module {unknown[0]}: the target gives no rates to estimate latencies by, so a latency "
+            "budget cannot be judged; leave it out, or add rates to the target's file"
+        )
+    smallest = sum(min(t.size_bytes for t in front) for front in fronts.values())
+    if unknown and budget.size_bytes is not None and smallest > budget.size_bytes:
+        for name in unknown:
+            fronts[name] = pareto([t for t in trials[name] if _eligible(t)])
+    return fronts
 
 
 def _eligible(trial: Trial) -> bool:
@@ -87,11 +109,22 @@ def _comparable(trials: list[Trial]) -> list[Trial]:
 
 
 def _packages(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """The build packages that hold their bound: the fastest by estimate of every backend."""
+    """The build packages that hold their bound: the fastest by estimate of every backend.
+
+    The untouched network's goes along, whatever its estimate: without it the device could not tell
+    whether the others are slower (promise 2), and had none left if they do not hold there.
+    """
     found: dict[str, list[Trial]] = {}
     for trial in sorted((t for t in trials if t.package and t.holds), key=lambda t: t.latency_ms):
         found.setdefault(trial.candidate.backend, []).append(trial)
-    return tuple(trial for same in found.values() for trial in same[:PACKAGES])
+    return tuple(
+        trial
+        for same in found.values()
+        for trial in [
+            *same[:PACKAGES],
+            *(t for t in same[PACKAGES:] if t.candidate.lossless),
+        ]
+    )
 
 
 def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, Trial]:
@@ -123,12 +156,14 @@ def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, 
             return dict(zip(fronts, picked, strict=True))
     asked = []
     if budget.size_bytes is not None:
-        asked.append(f"{budget.size_bytes / 1e6:.1f} MB")
+        asked.append(f"{budget.size_bytes / 1e6:.4g} MB")
     if budget.latency_ms is not None:
         asked.append(f"{budget.latency_ms:g} ms")
+    latencies = [t.latency_ms for front in fronts.values() for t in front]
+    fastest = f", the fastest {combinations[0][0]:.2f} ms" if all(map(isfinite, latencies)) else ""
     raise BudgetError(
         f"no combination of candidates that hold their bounds fits {' and '.join(asked)}: the smallest "
-        f"takes {combinations[-1][1] / 1e6:.1f} MB, the fastest {combinations[0][0]:.2f} ms; closest:\n"
+        f"takes {combinations[-1][1] / 1e6:.4g} MB{fastest}; closest:\n"
         + "\n".join(f"{name}:\n{closest(front)}" for name, front in fronts.items())
     )
 
@@ -179,7 +214,10 @@ def _because(trial: Trial, fit: Sequence[Trial], budget: Budget) -> str:
         e = trial.estimate
         text = f"estimated at {e.latency_ms:.2f} ms ({e.low_ms:.2f} to {e.high_ms:.2f}), not timed"
     else:
-        return "the untouched network, as the target gives no rates to compare candidates by"
+        what = (
+            "the untouched network" if trial.candidate.lossless else "small enough for the budget"
+        )
+        return f"{what}, as the target gives no rates to compare candidates by"
     if not faster:
         return f"fastest of {len(fit)} candidates that hold the bound, {text}"
     return f"{text}; {len(faster)} faster candidates were passed over to fit the budget"

@@ -26,8 +26,9 @@ EMULATED_FEEDS = 2
 """Held-out samples that code for another processor runs there, emulated and so tens of times slower."""
 TIE = 1.25
 """Estimates of two engines on one unit that differ by less do not tell which one is faster."""
-EMULATED = frozenset({"onnxruntime", "tvm"})
-"""Backends whose engines are installed on the emulated device."""
+PACKAGES = {"onnxruntime": "onnxruntime", "tvm": "apache-tvm"}
+"""Packages of the engines that are installed on the emulated device, by backend."""
+EMULATED = frozenset(PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Plan:
 def plan(target: Target, network: Network, candidates: Sequence[Candidate]) -> Plan:
     """Estimate every candidate, and drop those estimated slower than the untouched network on their engine.
 
-    Those would never be chosen (`passed_over`). What holds its bound is not known yet, so no candidate
-    is measured against another lossy one.
+    What holds its bound is not known yet, so no candidate is measured against another lossy one. On
+    another unit than the untouched network's, a candidate is dropped only where the ranges say so.
     """
     estimates: dict[Candidate, Estimate] = {}
     notes: list[str] = []
@@ -58,18 +59,29 @@ def plan(target: Target, network: Network, candidates: Sequence[Candidate]) -> P
             notes.append(f"{candidate.label}: no estimate: {error}")
     kept = []
     for candidate in candidates:
-        mine = estimates.get(candidate)
-        base = next(
-            (e for c, e in estimates.items() if c.lossless and c.backend == candidate.backend), None
-        )
-        if mine is not None and base is not None and mine.latency_ms > base.latency_ms:
+        slower = [c for c in estimates if _estimated_slower(candidate, c, estimates)]
+        if slower:
+            base = slower[0]
             notes.append(
-                f"{candidate.label}: pruned: estimated at {mine.latency_ms:.2f} ms, the untouched network "
-                f"on the same engine at {base.latency_ms:.2f} ms"
+                f"{candidate.label}: pruned: estimated at {estimates[candidate].latency_ms:.3g} ms, "
+                f"{base.label}, the untouched network on the same engine, at "
+                f"{estimates[base].latency_ms:.3g} ms"
             )
             continue
         kept.append(candidate)
     return Plan(tuple(kept), estimates, tuple(notes))
+
+
+def _estimated_slower(
+    candidate: Candidate, base: Candidate, estimates: Mapping[Candidate, Estimate]
+) -> bool:
+    """Whether `base` is the untouched network on the candidate's engine, and the faster one."""
+    if candidate not in estimates or not base.lossless or base.backend != candidate.backend:
+        return False
+    mine, other = estimates[candidate], estimates[base]
+    if base.unit == candidate.unit:
+        return mine.latency_ms > other.latency_ms
+    return mine.low_ms > other.high_ms
 
 
 def attempt_elsewhere(
@@ -138,7 +150,9 @@ def _check(
                 return _run_here(workshop, bench, network, candidate, folder, out)
             if emulated is not None:
                 _emulate(workshop, emulated, network, candidate, folder, out / "outputs.npz")
-                return {"evidence": "emulated", "how": emulated.describe}
+                engine = emulated.engine(PACKAGES[candidate.backend])
+                how = f"{engine}, {emulated.describe}, {EMULATED_FEEDS} held-out samples at most"
+                return {"evidence": "emulated", "how": how}
             return dict(
                 bench.ask(
                     "simulate",
@@ -245,10 +259,11 @@ def _why_not(trial: Trial, trials: Sequence[Trial], preference: Sequence[str]) -
         if other is trial or other.package or other.estimate is None or not other.holds:
             continue
         if theirs.backend == mine.backend:
-            if theirs.lossless and trial.latency_ms > other.latency_ms:
+            estimates = {mine: trial.estimate, theirs: other.estimate}
+            if _estimated_slower(mine, theirs, estimates):
                 return (
-                    f"estimated at {trial.latency_ms:.2f} ms, the untouched network on the same engine "
-                    f"at {other.latency_ms:.2f} ms"
+                    f"estimated at {trial.latency_ms:.3g} ms, the untouched network on the same engine "
+                    f"at {other.latency_ms:.3g} ms"
                 )
         elif _cannot_tell(trial, other):
             order = [*preference, mine.backend, theirs.backend]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemp.backends import backend_names
+from edgemp.backends import backend_names, load_backend
 from edgemp.backends.base import BuildPackage
 from edgemp.bundle import (
     Bundle,
@@ -112,7 +112,8 @@ def finish_bundle(
                     f"{path}: module {name}: no package could be built and timed here; nothing was "
                     "changed:\n" + closest(trials[name])
                 )
-            chosen[name] = min(held, key=lambda t: t.latency_ms)
+            kept = [t for t in held if not t.slower_than_untouched]
+            chosen[name] = min(kept or held, key=lambda t: t.latency_ms)
         _seal(bundle, trials, chosen, output or path)
     return Finished(output or path, trials, chosen)
 
@@ -130,6 +131,13 @@ def _check_engines(bundle: Bundle, left: Sequence[str]) -> None:
                     f"{bundle.path}: module {name} waits for backend {package.backend!r}, which no package "
                     "installed here provides; install it, and finish again; nothing was changed"
                 )
+        engine = bundle.module(name).backend
+        probe = load_backend(engine).probe()
+        if not probe.available:
+            raise ToolchainMissing(
+                f"{bundle.path}: module {name} runs on {engine} until it is finished, and that is not "
+                f"usable here: {probe.problem}; nothing was changed"
+            )
 
 
 def _was_built(bundle: Bundle, name: str, trial: Trial) -> bool:
@@ -147,16 +155,24 @@ def _module(
     bound = FidelityBound.model_validate({**record.bound, "metric": None, "metric_min": None})
     network = _goldens(bundle, name)
     save_artifact(artifact_of(bundle.manifest, name, bundle), folder / "before")
-    # The yardstick of the race: what ran so far counts as the untouched network.
-    before = Candidate(record.backend, record.precision, record.threads, lossless=True)
+    exact = {i for i, package in enumerate(packages) if _lossless(package, workshop.target)}
+    # The yardstick of the race: the untouched network, or what ran so far if no package is that.
+    before = Candidate(record.backend, record.precision, record.threads, lossless=not exact)
     trials = [_tried(workshop, network, bound, before, folder / "before")]
     progress.advance(f"{before.label}: {trials[0].reason or 'holds'}")
     for i, package in enumerate(packages):
         unit = next((n.unit for n in package.placement.nodes if n.unit), "CPU")
-        candidate = Candidate(package.backend, package.precision, record.threads, unit=unit)
+        candidate = Candidate(
+            package.backend, package.precision, record.threads, lossless=i in exact, unit=unit
+        )
         trials.append(_built(workshop, network, bound, candidate, package, folder / str(i)))
         progress.advance(f"{candidate.label}: {trials[-1].reason or 'holds'}")
     return tuple(race(workshop, network, trials))
+
+
+def _lossless(package: BuildPackage, target: Target) -> bool:
+    offered = load_backend(package.backend).precisions(target)
+    return any(p.lossless for p in offered if p.name == package.precision)
 
 
 def _goldens(bundle: Bundle, name: str) -> Network:
@@ -261,8 +277,7 @@ def _seal(
         record = modules[name]
         for member in _left_over(record):
             members.pop(member, None)
-        timed = sum(tried.timing is not None for tried in trials[name])
-        modules[name], files = _sealed(name, record, trial, timed)
+        modules[name], files = _sealed(name, record, trial, trials[name])
         members.update(files)
     if bundle.manifest.report is not None:
         report = json.loads(members[bundle.manifest.report])
@@ -285,7 +300,7 @@ def _left_over(record: ModuleRecord) -> list[str]:
 
 
 def _sealed(
-    name: str, record: ModuleRecord, trial: Trial, tried: int
+    name: str, record: ModuleRecord, trial: Trial, tried: Sequence[Trial]
 ) -> tuple[ModuleRecord, dict[str, bytes]]:
     assert trial.folder is not None
     assert trial.timing is not None
@@ -323,11 +338,21 @@ def _sealed(
         estimate=None,
         ratio_to_original=None,
         size_bytes=artifact.size_bytes,
-        chosen_because=f"fastest of {tried} timed on the device, {timing.ratio:.2f}x the latency of "
-        "what ran before it was finished",
+        chosen_because=_because(record, trial, tried),
         packages=(),
     )
     return sealed, {**members, **placement_members}
+
+
+def _because(record: ModuleRecord, trial: Trial, tried: Sequence[Trial]) -> str:
+    timed = [t for t in tried if t.timing is not None]
+    text = f"fastest of {len(timed)} timed on the device"
+    ran = (record.backend, record.precision)
+    before = [t for t in timed if (t.candidate.backend, t.candidate.precision) == ran]
+    if not before:
+        return text
+    ratio = trial.latency_ms / min(t.latency_ms for t in before)
+    return f"{text}, {ratio:.2f}x the latency of what ran before it was finished"
 
 
 def _replaced(record: ModuleRecord, **changes: Any) -> ModuleRecord:

@@ -109,7 +109,7 @@ class Trial:
             "violations": list(self.fidelity.violations) if self.fidelity else [],
             "latency_ms": {"p50": self.timing.p50, "p99": self.timing.p99} if self.timing else None,
             "ratio_to_original": self.timing.ratio if self.timing else None,
-            "evidence": {"kind": self.evidence, "how": self.how},
+            "evidence": {"kind": self.evidence, "how": self.how} if self.fidelity else None,
             "estimate": estimate_record(self.estimate),
             "package": self.package,
             "passed_over": self.passed_over,
@@ -208,7 +208,8 @@ def build(
     )
     common = {
         "network": network.digest,
-        "calibration": feeds_digest(network.samples.calibration) if needs else "",
+        # Backends read more than values off samples: shapes for profiles, goldens to pack.
+        "samples": _samples_digests(network),
         "backend": candidate.backend,
         "engine": f"{probe.engine} {probe.version}",
         "state": backend.fingerprint(workshop.target),
@@ -265,13 +266,16 @@ def source(workshop: Workshop, network: Network) -> Path:
         network.save(folder)
         return {}
 
-    key = {
-        "network": network.digest,
+    key = {"network": network.digest, **_samples_digests(network)}
+    return workshop.cache.stage("samples", key, save)[0]
+
+
+def _samples_digests(network: Network) -> dict[str, str]:
+    return {
         "calibration": feeds_digest(network.samples.calibration),
         "held_out": feeds_digest(network.samples.held_out),
         "reference": feeds_digest(network.reference),
     }
-    return workshop.cache.stage("samples", key, save)[0]
 
 
 def _check(
@@ -307,13 +311,14 @@ def lasting(failure: WorkerFailure) -> str:
 
     Raises:
         CacheError: if the disk is full.
-        TrialError: if the memory was, or a toolchain is missing that may be installed the next time.
+        TrialError: if the memory was, a vendor's tool crashed, or a toolchain is missing that may be
+            installed the next time.
     """
     if os.strerror(errno.ENOSPC) in str(failure):
         raise CacheError(f"cannot write the stage cache: {failure}")
     if failure.kind == "MemoryError":
         raise TrialError(f"out of memory: {failure}")
-    if failure.kind == "ToolchainMissing":
+    if failure.kind in {"ToolchainMissing", "ToolchainCrashed"}:
         raise TrialError(str(failure))
     return f"{failure.kind}: {failure}"
 
@@ -350,6 +355,7 @@ def _sources_digest() -> str:
 
 
 def feeds_digest(feeds: Sequence[Any]) -> str:
+    """SHA-256 over the names, types, shapes and values of feeds, in their order."""
     import hashlib
 
     found = hashlib.sha256()

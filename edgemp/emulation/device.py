@@ -59,10 +59,13 @@ class Emulator:
 
     @property
     def describe(self) -> str:
-        """For reports, e.g. "qemu-aarch64 (cortex-a76 for cortex-a78ae), onnxruntime 1.31.1 aarch64"."""
+        """For reports, e.g. "qemu-aarch64 (cortex-a76 for cortex-a78ae)"."""
         stands_for = f" for {self.mcpu}" if self.mcpu not in {"", self.cpu} else ""
-        engine = dict(self.packages).get("onnxruntime", "absent")
-        return f"qemu-aarch64 ({self.cpu}{stands_for}), onnxruntime {engine} {ARCH}"
+        return f"qemu-aarch64 ({self.cpu}{stands_for})"
+
+    def engine(self, package: str) -> str:
+        """An engine that is installed there, for reports, e.g. "onnxruntime 1.31.1 aarch64"."""
+        return f"{package} {dict(self.packages).get(package, 'absent')} {ARCH}"
 
     def worker(
         self,

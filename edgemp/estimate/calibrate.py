@@ -295,7 +295,7 @@ def _rates(precision: str, times: Mapping[str, float], launch: float) -> dict[st
         if f"{name} x{long}" not in times or f"{name} x{short}" not in times:
             continue
         whole = times[f"{name} x{long}"]
-        taken = (whole - times[f"{name} x{short}"]) / (long - short)
+        taken = _left(f"products ({name})", whole, times[f"{name} x{short}"]) / (long - short)
         cases[name] = case
         # As little as can be told from noise, where starting the products is all that takes time.
         net[name] = max(0.1 * whole / long, taken - launch * len(case.matrices))

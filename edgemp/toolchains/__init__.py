@@ -28,6 +28,10 @@ class ToolchainError(BackendError):
     """A vendor toolchain cannot be declared, built or called."""
 
 
+class ToolchainCrashed(ToolchainError):
+    """A call of a toolchain ended without an answer: what may lie in the moment, and is never cached."""
+
+
 @dataclass(frozen=True)
 class Toolchain:
     """A Python environment in which a vendor's compiler works.

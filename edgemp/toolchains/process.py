@@ -8,7 +8,7 @@ from typing import Any
 
 from edgemp.errors import TrialError
 from edgemp.isolate import Limits, Worker, WorkerFailure
-from edgemp.toolchains import Toolchain, ToolchainError
+from edgemp.toolchains import Toolchain, ToolchainCrashed, ToolchainError
 from edgemp.toolchains.environment import Installed, require
 
 CHILD = Path(__file__).with_name("child.py")
@@ -36,15 +36,15 @@ class ToolchainProcess:
         """Call the function `request` of the script with the arguments, whatever they are called.
 
         Raises:
-            ToolchainError: if the call raised, crashed, took too long or too much memory; with the last
-                lines that the tool printed.
+            ToolchainError: if the call raised; with the last lines that the tool printed.
+            ToolchainCrashed: if it crashed, or took too long or too much memory.
         """
         try:
             return self._worker.ask(request, log=str(log or ""), arguments=arguments)
         except WorkerFailure as error:
             raise ToolchainError(f"{error.kind}: {error}{_tail(log)}") from error
         except TrialError as error:
-            raise ToolchainError(f"{error}{_tail(log)}") from error
+            raise ToolchainCrashed(f"{error}{_tail(log)}") from error
 
     def close(self) -> None:
         self._worker.close()

@@ -65,7 +65,7 @@ def test_the_device_has_the_engines_in_the_versions_of_this_machine(a76: Emulato
 
     code = "import numpy, onnxruntime, sys; print(numpy.__version__, onnxruntime.__version__)"
     assert a76.run(["-c", code]).stdout.split() == [numpy.__version__, onnxruntime.__version__]
-    assert f"onnxruntime {onnxruntime.__version__} aarch64" in a76.describe
+    assert f"onnxruntime {onnxruntime.__version__} aarch64" == a76.engine("onnxruntime")
 
 
 def test_the_device_sees_the_folders_shown_to_it_and_no_other(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from edgemp.compiler.candidates import Candidate
 from edgemp.compiler.choose import Budget, choose, pareto
 from edgemp.compiler.trials import Timing, Trial
-from edgemp.errors import BoundError, BudgetError, FidelityError
+from edgemp.errors import BoundError, BudgetError, FidelityError, TargetError
 from edgemp.fidelity import Fidelity
 
 UNTOUCHED_MS = 10.0
@@ -66,6 +67,24 @@ def test_the_fastest_that_holds_is_chosen() -> None:
 
 def test_a_faster_candidate_outside_its_bound_is_never_chosen() -> None:
     assert chosen([UNTOUCHED, trial("int8", 1, cosine=0.9, holds=False)]) == "fp32"
+
+
+def test_without_rates_a_size_budget_takes_what_fits_and_a_latency_budget_is_refused() -> None:
+    def unknown(precision: str, size: int) -> Trial:
+        return replace(trial(precision, 5, size), timing=None, evidence="proxy")
+
+    trials = [unknown("fp32", 4000), unknown("int8", 1000)]
+    assert chosen(trials) == "fp32"
+    assert chosen(trials, size_bytes=5000) == "fp32"
+    choice = choose({"m": trials}, Budget(size_bytes=1500))["m"]
+    assert choice.trial.candidate.precision == "int8"
+    assert "small enough for the budget" in choice.because
+    with pytest.raises(
+        BudgetError, match=r"fits 0\.0005 MB: the smallest takes 0\.001 MB; closest"
+    ):
+        choose({"m": trials}, Budget(size_bytes=500))
+    with pytest.raises(TargetError, match="no rates"):
+        choose({"m": trials}, Budget(latency_ms=100))
 
 
 def test_a_slower_int8_candidate_is_never_chosen() -> None:
@@ -128,7 +147,7 @@ def test_a_latency_budget_that_nothing_meets_names_the_fastest() -> None:
 
 def test_a_size_budget_that_nothing_meets_names_the_smallest() -> None:
     big = trial("int8", 3, 5_000_000)
-    with pytest.raises(BudgetError, match=r"fits 1\.0 MB: the smallest takes 5\.0 MB"):
+    with pytest.raises(BudgetError, match=r"fits 1 MB: the smallest takes 5 MB"):
         chosen([big], size_bytes=1_000_000)
 
 

@@ -291,6 +291,52 @@ def test_a_candidate_estimated_slower_than_its_engines_untouched_network_is_not_
     assert any("slow" in text and "pruned" in text for text in planned.left_out)
 
 
+def test_on_another_unit_a_candidate_is_pruned_only_where_the_ranges_say_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = {
+        "fp32": estimated(10, spread=2),
+        "near": estimated(30, spread=2),
+        "far": estimated(100, spread=2),
+    }
+    network = networks.network(
+        networks.conv_model(), {"x": networks.samples(2, (1, 3, 16, 16))}, tmp_path
+    )
+
+    class Priced:
+        def estimate(self, network: Any, target: Target, precision: str) -> Estimate:
+            return found[precision]
+
+    monkeypatch.setattr("edgemp.compiler.elsewhere.load_backend", lambda name: Priced())
+    on_npu = [Candidate("e", p, 2, unit="NPU") for p in ("near", "far")]
+    planned = plan(board(), network, [Candidate("e", "fp32", 2, lossless=True), *on_npu])
+    assert [c.precision for c in planned.candidates] == ["fp32", "near"]
+
+
+def test_the_untouched_network_s_package_travels_however_slow_it_is_estimated() -> None:
+    right = Fidelity(1.0, 1.0, 0.0, 1)
+    packed = [
+        Trial(
+            Candidate("gpu", precision, 2, lossless=precision == "fp32", unit="GPU"),
+            "ok",
+            "checked",
+            fidelity=right,
+            estimate=estimated(ms),
+            package=True,
+        )
+        for precision, ms in (("fp8", 1), ("int8", 2), ("fp16", 3), ("half", 4), ("fp32", 5))
+    ]
+    runs = Trial(
+        Candidate("cpu", "fp32", 2, lossless=True),
+        "ok",
+        "checked",
+        fidelity=right,
+        estimate=estimated(50),
+    )
+    choice = choose({"m": [runs, *packed]}, Budget())["m"]
+    assert [t.candidate.precision for t in choice.packages] == ["fp8", "int8", "fp16", "fp32"]
+
+
 def test_a_candidate_that_is_estimated_slower_than_the_untouched_network_is_never_chosen() -> None:
     right = Fidelity(1.0, 1.0, 0.0, 1)
 

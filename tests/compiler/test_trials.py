@@ -9,9 +9,9 @@ import pytest
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.candidates import Candidate
 from edgemp.compiler.race import race
-from edgemp.compiler.trials import Trial, Workshop, attempt
-from edgemp.errors import CacheError
-from edgemp.isolate import Limits
+from edgemp.compiler.trials import Trial, Workshop, attempt, lasting
+from edgemp.errors import CacheError, TrialError
+from edgemp.isolate import Limits, WorkerFailure
 from edgemp.network import Network
 from edgemp.pipeline import FidelityBound
 from edgemp.target import load_target
@@ -47,6 +47,25 @@ def test_a_good_candidate_is_checked_against_the_original(
     assert trial.fidelity.cosine_min > 0.999999
     assert trial.fidelity.samples == 3
     assert trial.size_bytes == network.model.stat().st_size
+
+
+def test_a_vendors_tool_that_crashed_is_asked_again_the_next_time() -> None:
+    with pytest.raises(TrialError, match="killed"):
+        lasting(WorkerFailure("ToolchainCrashed", "compile was killed"))
+    assert lasting(WorkerFailure("BackendError", "refused")) == "BackendError: refused"
+
+
+def test_samples_of_other_shapes_are_prepared_anew(workshop: Workshop, tmp_path: Path) -> None:
+    """A backend may take shapes from samples in any precision, as TensorRT does for its profiles."""
+    folders = []
+    for longest in (2, 5):
+        arrays = {"x": networks.samples(4, (longest, 12))}
+        network = networks.network(
+            networks.mlp_model(batch="n"), arrays, tmp_path / f"network-{longest}"
+        )
+        folders.append(attempt(workshop, network, BOUND, UNTOUCHED).folder)
+    assert None not in folders
+    assert folders[0] != folders[1]
 
 
 @pytest.mark.parametrize(

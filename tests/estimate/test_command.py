@@ -116,6 +116,11 @@ def test_a_target_without_bandwidth_is_told_so(estimate: Any) -> None:
         estimate("--target", str(estimate.folder / "bare.toml"))
 
 
+def test_a_backend_that_does_not_exist_is_refused_by_name(estimate: Any) -> None:
+    with pytest.raises(BackendError, match="onnxruntim"):
+        estimate("--target", str(estimate.folder / "box.toml"), "--backend", "onnxruntim")
+
+
 def test_a_precision_that_the_backend_does_not_offer_is_refused(estimate: Any) -> None:
     with pytest.raises(BackendError, match="does not offer fp4"):
         estimate("--target", str(estimate.folder / "box.toml"), "--precision", "fp4")

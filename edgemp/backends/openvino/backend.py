@@ -74,11 +74,6 @@ class OpenVinoBackend(BackendDefaults):
     def prepare(self, network: Network, target: Target, precision: str, folder: Path) -> Network:
         import openvino
 
-        if _device(target, precision) == "NPU" and not network.is_static:
-            raise UnsupportedOpError(
-                f"module {network.name}: OpenVINO's NPU takes static shapes only; give the module "
-                "fixed `shapes`"
-            )
         model = read(network.model)
         transforms: list[str] = []
         if "int8" in precision:
@@ -99,6 +94,7 @@ class OpenVinoBackend(BackendDefaults):
 
     def compile(self, network: Network, target: Target, precision: str) -> Artifact:
         device = _device(target, precision)
+        _check_shapes(network, device)
         if device != CPU and not (target.is_this_machine and has_device(core(), device)):
             raise ToolchainMissing(
                 f"OpenVINO compiles for the {device} only where there is one: {target.name}"
@@ -130,6 +126,7 @@ class OpenVinoBackend(BackendDefaults):
         device = _device(target, precision)
         if device == CPU:
             return super().defer(network, target, precision)
+        _check_shapes(network, device)
         placement = _placed(read(network.model), CPU)
         taken = len(placement.nodes) - len(placement.refused)
         return BuildPackage(
@@ -210,6 +207,15 @@ class OpenVinoBackend(BackendDefaults):
 
     def open(self, artifact: Artifact, target: Target) -> Session:
         return OpenVinoSession(artifact)
+
+
+def _check_shapes(network: Network, device: str) -> None:
+    # Not in `prepare`: what that writes is for all devices.
+    if device == "NPU" and not network.is_static:
+        raise UnsupportedOpError(
+            f"module {network.name}: OpenVINO's NPU takes static shapes only; give the module fixed "
+            "`shapes`"
+        )
 
 
 def _version() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgemp.errors import NetworkError
+from edgemp.errors import NetworkError, ToolchainMissing
 
 
 def read(source: Path | bytes) -> Any:
@@ -13,9 +13,13 @@ def read(source: Path | bytes) -> Any:
 
     Raises:
         NetworkError: if it is not ONNX, or its external data is missing.
+        ToolchainMissing: if the onnx package is not installed here.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as error:  # on a device that has only the runtime
+        raise ToolchainMissing(f"{error}; pip install 'edgemp[tensorrt]'") from None
 
     where = "network.onnx" if isinstance(source, bytes) else str(source)
     try:

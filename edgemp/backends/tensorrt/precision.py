@@ -75,6 +75,11 @@ def typed(network: Network, precision: str, folder: Path) -> Network:
             )
         ranges = calibrate(model, network, [site.activation for site in found])
         chosen = quiet(found, ranges) if precision == "int8" else found
+        if not chosen:
+            raise BackendError(
+                f"{network.name}: int8 would give the activations of all {len(found)} products and "
+                "convolutions too much noise; fp16 is left"
+            )
         model = add_pairs(model, chosen, ranges, precision)
         largest = dict(ranges.largest)
         facts["quantized_nodes"] = len(chosen)

@@ -167,9 +167,8 @@ def _activations(model: Any, feeds: Sequence[Feed], names: Sequence[str]) -> Any
 
 
 def quiet(found: Sequence[Site], ranges: Ranges) -> list[Site]:
-    """The sites whose activations int8 rounds with little noise; all of them, if none is below `NOISE`."""
-    kept = [site for site in found if ranges.noise.get(site.activation, 0.0) <= NOISE]
-    return kept or list(found)
+    """The sites whose activations int8 rounds with little noise."""
+    return [site for site in found if ranges.noise.get(site.activation, 0.0) <= NOISE]
 
 
 def _clip(counts: Array, largest: float) -> tuple[float, float]:

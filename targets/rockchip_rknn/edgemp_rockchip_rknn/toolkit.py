@@ -14,7 +14,7 @@ import numpy as np
 from edgemp.errors import BackendError, UnsupportedOpError
 from edgemp.isolate import Limits
 from edgemp.tensor import Array
-from edgemp.toolchains import Toolchain, ToolchainError
+from edgemp.toolchains import Toolchain, ToolchainCrashed, ToolchainError
 from edgemp.toolchains.process import ToolchainProcess
 from edgemp_rockchip_rknn.partition import Partition, parse
 
@@ -119,7 +119,7 @@ def build(job: Job, folder: Path, limits: Limits) -> Build:
             if advised and attempt < MAX_RULES:
                 disabled += advised
                 continue
-            raise refusal(str(error), printed) from error
+            raise _stands_for(error, printed) from error
         printed = _COLOURS.sub("", log.read_text(errors="replace"))
         return Build((folder / "model.rknn").read_bytes(), tuple(disabled), parse(printed))
     raise AssertionError("unreachable: the last attempt returns or raises")
@@ -155,13 +155,20 @@ def simulate(
                 outputs=str(folder / "outputs.npz"),
             )
     except ToolchainError as error:
-        raise refusal(
-            str(error), log.read_text(errors="replace") if log.is_file() else ""
-        ) from error
+        printed = log.read_text(errors="replace") if log.is_file() else ""
+        raise _stands_for(error, printed) from error
     with np.load(folder / "outputs.npz", allow_pickle=False) as found:
         arrays: Mapping[str, Array] = {name: found[name] for name in found.files}
     width = 1 + max(int(name.split("|")[1]) for name in arrays)
     return tuple(tuple(arrays[f"{i}|{k}"] for k in range(width)) for i in range(len(feeds)))
+
+
+def _stands_for(error: ToolchainError, printed: str) -> BackendError | UnsupportedOpError:
+    """A refusal, unless the tool crashed without naming a node: that may lie in the moment."""
+    found = refusal(str(error), printed)
+    if isinstance(error, ToolchainCrashed) and not isinstance(found, UnsupportedOpError):
+        return error
+    return found
 
 
 def refusal(message: str, printed: str = "") -> BackendError | UnsupportedOpError:
