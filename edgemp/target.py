@@ -14,6 +14,7 @@ from edgemp.machine import this_machine
 from edgemp.target_files import TargetFile, read_target, target_names, targets_folder
 
 __all__ = [
+    "ARCHES",
     "Figure",
     "Memory",
     "OpLimit",

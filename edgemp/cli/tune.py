@@ -37,6 +37,9 @@ def tune(
             help="First take over a file of records, which serve where none were measured here.",
         ),
     ] = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Drop the imported records of the target's processor.")
+    ] = False,
     samples: Annotated[
         Path | None, typer.Option(help=".npz, as for `edgemp compile`: it settles open shapes.")
     ] = None,
@@ -58,8 +61,12 @@ def tune(
     from edgemp.outputs import RECORDS, check_output
     from edgemp.target import load_target
 
-    if source is None and import_ is None:
-        raise EdgempError("nothing to do: give a pipeline or a network to tune, or --import FILE")
+    if source is None and import_ is None and not forget:
+        raise EdgempError(
+            "nothing to do: give a pipeline or a network to tune, --import FILE, or --forget"
+        )
+    if forget and import_ is not None:
+        raise EdgempError("--import takes the place of an earlier one: leave out --forget")
     if records is not None:
         inputs = {
             "the description or network": source,
@@ -70,9 +77,12 @@ def tune(
         check_output(records, RECORDS, inputs)
     device, stages = load_target(target), StageCache(cache)
     cpu = processor(device)
+    stages.check()
+    forgotten = kept.forget_records(cpu, stages) if forget else 0
     if import_ is not None:
         kept.import_records(import_, cpu, stages)
     document: dict[str, Any] = {"processor": kept.label(cpu)}
+    document |= {"forgotten": forgotten} if forget else {}
     nothing = ""
     if source is not None:
         tuned = _tune(source, samples, device, trials, minutes, stages, quiet=json)
@@ -95,6 +105,8 @@ def tune(
         if nothing:
             raise typer.Exit(TuningError.exit_code)
         return
+    if forget:
+        console().print(f"{forgotten} imported records forgotten", markup=False)
     for failure in document.get("failed", ()):
         console().print(f"failed: {failure}", markup=False)
     console().print(kept.describe(kept.known(cpu, stages), cpu) or "no records", markup=False)

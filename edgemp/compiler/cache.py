@@ -64,6 +64,24 @@ class StageCache:
         finally:
             INHERITED.reset(token)
 
+    def check(self) -> None:
+        """Find out in the first second whether the folder can be written; makes it if there is none.
+
+        Raises:
+            CacheError: if not.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            os.rmdir(tempfile.mkdtemp(prefix=PARTIAL, dir=self.root))
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> CacheError:
+        return CacheError(
+            f"cannot write the stage cache in {self.root}: {error.strerror}; "
+            "choose another folder with --cache or EDGEMP_CACHE"
+        )
+
     def stage(
         self, stage: str, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
     ) -> tuple[Path, dict[str, Any]]:
@@ -108,10 +126,7 @@ class StageCache:
             self._sweep(stage)
             temporary = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.root / stage))
         except OSError as error:
-            raise CacheError(
-                f"cannot write the stage cache in {self.root}: {error}; "
-                "choose another folder with --cache or EDGEMP_CACHE"
-            ) from error
+            raise self._unusable(error) from error
         try:
             with _locked(temporary):
                 yield temporary

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
-import os
 import re
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from edgemp.backends.tvm.toolchain import Processor
+from edgemp.bundle.atomic import replace_file
 from edgemp.compiler.cache import StageCache
-from edgemp.errors import EdgempError
+from edgemp.errors import CacheError, EdgempError
+from edgemp.target import ARCHES
 
 FOLDER = "tvm-records"
 IMPORTED = "imported"
 DATABASE = ("database_workload.json", "database_tuning_record.json")
 ABOUT = "about.json"
 FORMAT = "edgemp tvm tuning records 1"
+MAX_ORIGIN = 200
 
 
 class RecordsError(EdgempError):
@@ -86,12 +91,17 @@ def describe(found: Sequence[Records], cpu: Processor) -> str:
 
 
 def create(found: Records) -> None:
-    """Make an empty database, unless there is one; drop what a killed run left of its last line."""
-    found.folder.mkdir(parents=True, exist_ok=True)
-    for path in (found.folder / name for name in DATABASE):
-        path.touch()
-        if (whole := _complete(path)) != path.read_text(encoding="utf-8", errors="replace"):
-            _write(path, whole)
+    """Make an empty database, unless there is one; drop what a killed run left of its last line.
+
+    Raises:
+        CacheError: if the cache cannot be written.
+    """
+    with _writing(found.folder):
+        found.folder.mkdir(parents=True, exist_ok=True)
+        for path in (found.folder / name for name in DATABASE):
+            path.touch()
+            if (whole := _complete(path)) != path.read_text(encoding="utf-8", errors="replace"):
+                _write(path, whole)
 
 
 def export_records(found: Records, path: Path) -> None:
@@ -111,27 +121,127 @@ def import_records(path: Path, cpu: Processor, cache: StageCache | None = None) 
     They are kept apart from what was measured on the processor itself, which goes before them.
 
     Raises:
-        RecordsError: if the file is damaged, or from another version of TVM.
+        RecordsError: if the file is damaged, from another version of TVM, or measured on a processor of
+            another architecture; what was imported before stays.
+        CacheError: if the cache cannot be written.
     """
+    origin, files = _usable(path, cpu)
+    found = Records(imported(cpu, cache).folder, origin)
+    with _writing(found.folder):
+        found.folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=found.folder.parent, prefix=".import-") as temporary:
+            new, old = Path(temporary, "new"), Path(temporary, "old")
+            new.mkdir()
+            for name, content in {**files, ABOUT: json.dumps({"origin": origin})}.items():
+                _write(new / name, content)
+            if found.folder.exists():
+                found.folder.rename(old)
+            new.rename(found.folder)
+    return found
+
+
+def forget_records(cpu: Processor, cache: StageCache | None = None) -> int:
+    """Drop what `import_records` took over for a processor; returns how many records that were."""
+    found = imported(cpu, cache)
+    count = found.count
+    with _writing(found.folder), contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(found.folder)
+    return count
+
+
+def _usable(path: Path, cpu: Processor) -> tuple[str, dict[str, str]]:
+    """Where the records of a file were measured, and its database files."""
+
+    def refused(why: str) -> RecordsError:
+        return RecordsError(f"{path} holds no tuning records that can be used: {why}")
+
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        same = document["format"] == FORMAT
-        files = {name: str(document["files"][name]) for name in DATABASE}
-        origin, made_with = str(document["origin"]), str(document["tvm"])
-        for line in filter(None, "\n".join(files.values()).splitlines()):
-            json.loads(line)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordsError(f"{path} holds no tuning records: {type(error).__name__}") from None
-    if not same or made_with != version("apache-tvm"):
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise refused(error.strerror or "it cannot be read") from None
+    except (ValueError, RecursionError):
+        raise refused("it is not JSON") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise refused("`edgemp tune --records` did not write it")
+    made_with, origin, files = (document.get(key) for key in ("tvm", "origin", "files"))
+    if made_with != version("apache-tvm"):
         raise RecordsError(
             f"{path} was written with TVM {made_with}, this is {version('apache-tvm')}; tune again"
         )
-    found = Records(imported(cpu, cache).folder, origin)
-    found.folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        _write(found.folder / name, content)
-    _write(found.folder / ABOUT, json.dumps({"origin": origin}))
+    if not isinstance(origin, str) or not origin.isprintable() or not 0 < len(origin) <= MAX_ORIGIN:
+        raise refused("its origin is not a line of text")
+    if not isinstance(files, dict) or not all(
+        isinstance(files.get(name), str) for name in DATABASE
+    ):
+        raise refused(f"it lacks {' or '.join(DATABASE)}")
+    database = {name: str(files[name]) for name in DATABASE}
+    workloads, measured = (_lines(database[name], name, refused) for name in DATABASE)
+    if not measured:
+        raise refused("there are none in it")
+    for number, line in enumerate(workloads, 1):
+        if not _is_workload(line):
+            raise refused(f"{DATABASE[0]}, line {number} is no workload")
+    for number, line in enumerate(measured, 1):
+        if not _is_measured(line, len(workloads)):
+            raise refused(f"{DATABASE[1]}, line {number} is no record of one of its workloads")
+    archs = {str(line[1][2].get("mtriple", "")).partition("-")[0] for line in measured}
+    archs |= {word for word in origin.split()[:1] if word in ARCHES}
+    if other := archs - {"", cpu.arch}:
+        raise RecordsError(
+            f"{path} was measured on {', '.join(sorted(other))} ({origin}), and {label(cpu)} is to use it: "
+            "schedules do not carry over to another architecture"
+        )
+    return origin, database
+
+
+def _lines(content: str, name: str, refused: Callable[[str], RecordsError]) -> list[Any]:
+    found = []
+    for number, line in enumerate(content.split("\n"), 1):
+        if line:
+            try:
+                found.append(json.loads(line))
+            except (ValueError, RecursionError):
+                raise refused(f"{name}, line {number} is not JSON") from None
     return found
+
+
+def _is_workload(line: Any) -> bool:
+    """[hash, module]: MetaSchedule's `Workload::AsJSON`, the module being base64."""
+    if not (isinstance(line, list) and [type(item) for item in line] == [str, str]):
+        return False
+    try:
+        return line[0].lstrip("-").isdigit() and bool(base64.b64decode(line[1], validate=True))
+    except ValueError:
+        return False
+
+
+def _is_measured(line: Any, workloads: int) -> bool:
+    """[workload's index, [trace, seconds, target, arguments]]: `TuningRecord::AsJSON` behind an index."""
+    if not (isinstance(line, list) and [type(item) for item in line] == [int, list]):
+        return False
+    index, record = line
+    if not 0 <= index < workloads or len(record) != 4:
+        return False
+    trace, seconds, target, arguments = record
+    return (
+        isinstance(trace, list)
+        and len(trace) == 2
+        and isinstance(seconds, list)
+        and all(type(item) in (int, float) for item in seconds)
+        and isinstance(target, dict)
+        and isinstance(arguments, list)
+    )
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"cannot write tuning records in {folder}: {error.strerror}; choose another folder with "
+            "--cache or EDGEMP_CACHE"
+        ) from error
 
 
 def apply_records(
@@ -171,7 +281,4 @@ def _complete(path: Path) -> str:
 
 
 def _write(path: Path, content: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(content)
-    os.replace(temporary, path)
+    replace_file(path, [content.encode()])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 import edgemp
 from edgemp.backends.tvm import TvmBackend, tuning
 from edgemp.backends.tvm.records import (
+    Records,
     RecordsError,
     create,
     describe,
@@ -30,7 +33,7 @@ from edgemp.backends.tvm.tuning import TuningError, tune
 from edgemp.bundle import read_bundle
 from edgemp.cli import tune as command
 from edgemp.compiler.cache import StageCache
-from edgemp.errors import BackendError
+from edgemp.errors import BackendError, CacheError, EdgempError
 from edgemp.isolate import Limits, TimedOut, WorkerFailure
 from edgemp.machine import this_machine
 from edgemp.target import DECISIVE_ISA, load_target
@@ -40,6 +43,18 @@ from tests.conftest import Given
 pytest.importorskip("tvm", reason="needs TVM: pip install 'edgemp[tvm-compile]'")
 
 HOST = load_target("host")
+LIKE_HOST = load_target("x86-avx2" if this_machine().arch == "x86_64" else "rpi4")
+OTHER_ARCH = load_target("rpi4" if this_machine().arch == "x86_64" else "x86-avx2")
+
+
+def measured(found: Records, *seconds: float, arch: str = "") -> Records:
+    """The database with one workload, and a record of it per time."""
+    create(found)
+    target = {"kind": "llvm", "mtriple": f"{arch or this_machine().arch}-linux-gnu"}
+    lines = [json.dumps([0, [[[], []], [took], target, []]]) + "\n" for took in seconds]
+    (found.folder / "database_workload.json").write_text('["17", "e30="]\n')
+    (found.folder / "database_tuning_record.json").write_text("".join(lines))
+    return found
 
 
 def test_without_tuning_there_are_no_records(tmp_path: Path) -> None:
@@ -50,25 +65,23 @@ def test_without_tuning_there_are_no_records(tmp_path: Path) -> None:
 
 
 def test_records_that_are_carried_over_say_where_they_were_measured(tmp_path: Path) -> None:
-    cpu, pi = processor(HOST), processor(load_target("rpi4"))
-    here = records(cpu, StageCache(tmp_path / "a"))
-    create(here)
-    (here.folder / "database_tuning_record.json").write_text("[0, 1]\n[0, 2]\n")
+    cpu, other = processor(HOST), processor(LIKE_HOST)
+    here = measured(records(cpu, StageCache(tmp_path / "a")), 1e-6, 2e-6)
     export_records(here, tmp_path / "records.json")
-    moved = import_records(tmp_path / "records.json", pi, StageCache(tmp_path / "b"))
-    (again,) = known(pi, StageCache(tmp_path / "b"))
+    moved = import_records(tmp_path / "records.json", other, StageCache(tmp_path / "b"))
+    (again,) = known(other, StageCache(tmp_path / "b"))
     assert moved.count == again.count == 2
-    assert describe([again], pi) == f"2 records for {label(pi)}, carried over from {label(cpu)}"
+    assert describe([again], other) == (
+        f"2 records for {label(other)}, carried over from {label(cpu)}"
+    )
     assert known(cpu, StageCache(tmp_path / "b")) == ()
 
 
 def test_imported_records_leave_what_was_measured_here_as_it_is(tmp_path: Path) -> None:
     cpu, cache = processor(HOST), StageCache(tmp_path / "cache")
-    here = records(cpu, cache)
-    create(here)
-    (here.folder / "database_tuning_record.json").write_text("[0, 1]\n")
+    here = measured(records(cpu, cache), 1e-6)
     export_records(replace(here, origin="a laptop"), tmp_path / "records.json")
-    (here.folder / "database_tuning_record.json").write_text("[0, 2]\n[0, 3]\n")
+    measured(here, 2e-6, 3e-6)
     import_records(tmp_path / "records.json", cpu, cache)
     assert records(cpu, cache).count == 2
     assert [(item.count, item.origin) for item in known(cpu, cache)] == [
@@ -98,8 +111,7 @@ def test_half_a_line_that_a_killed_run_left_is_dropped(tmp_path: Path) -> None:
 
 def test_an_unreadable_note_on_the_origin_is_no_error(tmp_path: Path) -> None:
     cache = StageCache(tmp_path / "cache")
-    found = records(processor(HOST), cache)
-    create(found)
+    found = measured(records(processor(HOST), cache), 1e-6)
     export_records(found, tmp_path / "records.json")
     moved = import_records(tmp_path / "records.json", processor(HOST), cache)
     (moved.folder / "about.json").write_text("{")
@@ -111,6 +123,108 @@ def test_a_file_without_records_is_a_clear_error(content: str, tmp_path: Path) -
     (tmp_path / "bad.json").write_text(content)
     with pytest.raises(RecordsError, match="holds no tuning records"):
         import_records(tmp_path / "bad.json", processor(HOST), StageCache(tmp_path / "cache"))
+
+
+DAMAGE: list[tuple[dict[str, Any], str]] = [
+    ({"origin": ["a", "list"]}, "its origin is not a line of text"),
+    ({"origin": "two\nlines"}, "its origin is not a line of text"),
+    ({"files": "none"}, "it lacks database_workload.json"),
+    ({"tuning_record": "[0, 1"}, "database_tuning_record.json, line 1 is not JSON"),
+    ({"tuning_record": "7\n"}, "line 1 is no record of one of its workloads"),
+    ({"tuning_record": "[0, 1]\n"}, "line 1 is no record of one of its workloads"),
+    ({"tuning_record": "[1, [[[], []], [1], {}, []]]\n"}, "line 1 is no record"),
+    ({"tuning_record": ""}, "there are none in it"),
+    ({"workload": '["17", "not base64"]\n'}, "database_workload.json, line 1 is no workload"),
+    ({"workload": "[" * 9000}, "database_workload.json, line 1 is not JSON"),
+]
+
+
+@pytest.mark.parametrize(("damage", "why"), DAMAGE)
+def test_an_unusable_file_is_refused_and_what_was_imported_before_stays(
+    damage: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    cpu, cache = processor(HOST), StageCache(tmp_path / "cache")
+    here = measured(records(cpu, cache), 1e-6, 2e-6)
+    export_records(replace(here, origin="a laptop"), tmp_path / "good.json")
+    import_records(tmp_path / "good.json", cpu, cache)
+    document = json.loads((tmp_path / "good.json").read_text())
+    for key, value in damage.items():
+        if key in document:
+            document[key] = value
+        else:
+            document["files"][f"database_{key}.json"] = value
+    (tmp_path / "bad.json").write_text(json.dumps(document))
+    with pytest.raises(RecordsError, match=re.escape(why)) as caught:
+        import_records(tmp_path / "bad.json", cpu, cache)
+    assert "Error" not in str(caught.value)
+    kept = imported(cpu, cache)
+    assert (kept.count, kept.origin) == (2, "a laptop")
+    assert not list(here.folder.glob(".import-*"))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_records_of_another_architecture_are_refused(told: bool, tmp_path: Path) -> None:
+    far = processor(OTHER_ARCH)
+    found = measured(records(far, StageCache(tmp_path / "a")), 1e-6, arch=far.arch)
+    export_records(found if told else replace(found, origin="a board"), tmp_path / "far.json")
+    with pytest.raises(RecordsError, match=f"was measured on {far.arch} .*another architecture"):
+        import_records(tmp_path / "far.json", processor(HOST), StageCache(tmp_path / "b"))
+
+
+def test_an_import_can_be_forgotten_and_what_was_measured_here_stays(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path / "cache")
+    here = measured(records(processor(HOST), cache), 1e-6)
+    export_records(here, tmp_path / "records.json")
+    import_records(tmp_path / "records.json", processor(HOST), cache)
+    for count in (1, 0):
+        done = run_tune("--forget", "--cache", str(tmp_path / "cache"), "--json")
+        assert done.exit_code == 0, done.output
+        said = json.loads(done.stdout)
+        assert (said["forgotten"], said["imported"], said["records"]) == (count, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--records", "absent/r.json"], "there is no folder absent"),
+        (["--records", "folder"], "cannot write folder: it is a folder"),
+        (
+            ["--records", "notes.md"],
+            "notes.md: there is a file of that name which is not a file of",
+        ),
+        (["--records", "in.json"], "in.json: it is --import of this very call"),
+        (["--cache", "notes.md"], "cannot write the stage cache in notes.md"),
+        (["--cache", "/proc/x"], "cannot write the stage cache in /proc/x"),
+        (["--forget"], "leave out --forget"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_any_work(
+    arguments: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = measured(records(processor(HOST), StageCache(tmp_path / "a")), 1e-6)
+    export_records(here, tmp_path / "in.json")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.md").write_text("my notes")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    if "--cache" not in arguments:
+        arguments = [*arguments, "--cache", "b"]
+    done = run_tune("--import", "in.json", *arguments)
+    assert isinstance(done.exception, EdgempError)
+    assert done.exception.exit_code == 2
+    assert why in str(done.exception)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "notes.md").read_text() == "my notes"
+
+
+def test_a_cache_that_is_a_file_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEMP_CACHE", str(tmp_path / "file"))
+    done = run_tune("absent.onnx")
+    assert isinstance(done.exception, CacheError)
+    assert "choose another folder with --cache or EDGEMP_CACHE" in str(done.exception)
 
 
 def test_records_of_another_version_of_tvm_are_refused(tmp_path: Path) -> None:
@@ -233,11 +347,9 @@ def run_tune(*arguments: str) -> Result:
 
 
 def test_the_command_takes_over_and_writes_files_of_records(tmp_path: Path) -> None:
-    here = records(processor(HOST), StageCache(tmp_path / "a"))
-    create(here)
-    (here.folder / "database_tuning_record.json").write_text("[0, 1]\n")
+    here = measured(records(processor(HOST), StageCache(tmp_path / "a")), 1e-6)
     export_records(here, tmp_path / "in.json")
-    options = ["--target", "rpi4", "--cache", str(tmp_path / "b"), "--json"]
+    options = ["--target", LIKE_HOST.name, "--cache", str(tmp_path / "b"), "--json"]
     files = ["--import", str(tmp_path / "in.json"), "--records", str(tmp_path / "out.json")]
     done = run_tune(*options, *files)
     assert done.exit_code == 0, done.output
