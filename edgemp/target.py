@@ -262,7 +262,7 @@ def _told(error: Any, file: TargetFile) -> str:
         figure = where[:-1]
         origin = file.states(figure)
         if where[-1] == "value" and origin not in (None, file.path):
-            text = f"{origin} leaves this figure open; give it: {{ value = ..., source = ... }}"
+            text = f"{origin} leaves this figure open; give it a value"
         elif where[-1] == "source":
             text = "a figure must name its own source, also where it replaces another"
     return f"{'.'.join(where)}: {text}"

@@ -77,9 +77,11 @@ class StageCache:
             raise self._unusable(error) from error
 
     def _unusable(self, error: OSError) -> CacheError:
+        is_file = self.root.exists() and not self.root.is_dir()
+        why = "it is not a folder" if is_file else error.strerror
         return CacheError(
-            f"cannot write the stage cache in {self.root}: {error.strerror}; "
-            "choose another folder with --cache or EDGEMP_CACHE"
+            f"cannot write the stage cache in {self.root}: {why}; choose another folder with --cache or "
+            "EDGEMP_CACHE"
         )
 
     def stage(

@@ -193,7 +193,7 @@ def test_an_import_can_be_forgotten_and_what_was_measured_here_stays(tmp_path: P
             "notes.md: there is a file of that name which is not a file of",
         ),
         (["--records", "in.json"], "in.json: it is --import of this very call"),
-        (["--cache", "notes.md"], "cannot write the stage cache in notes.md"),
+        (["--cache", "notes.md"], "stage cache in notes.md: it is not a folder; choose another"),
         (["--cache", "/proc/x"], "cannot write the stage cache in /proc/x"),
         (["--forget"], "leave out --forget"),
     ],
