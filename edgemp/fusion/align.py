@@ -78,11 +78,11 @@ class StreamAlign(nn.Module):
                 f"{list(samples.shape)} and {list(stamps.shape)}"
             )
         there = stamps.abs() < math.inf
-        times = stamps.masked_fill(~there, 0.0) + self.offset_s
+        times = torch.where(there, stamps, 0.0) + self.offset_s
         distance = (self.grid[None, :, None] - times[:, None, :]).abs() * self.rate_hz
-        kernel = torch.relu(1.0 - distance).masked_fill(~there[:, None, :], 0.0)
+        kernel = torch.where(there[:, None, :], torch.relu(1.0 - distance), 0.0)
         weight = kernel.sum(dim=2, keepdim=True)
         covered = weight > EDGE
-        values = kernel @ samples.masked_fill(~there[..., None], 0.0)
-        values = (values / weight.clamp_min(EDGE)).masked_fill(~covered, 0.0)
+        values = kernel @ torch.where(there[..., None], samples, 0.0)
+        values = torch.where(covered, values / weight.clamp_min(EDGE), 0.0)
         return values, covered[..., 0].to(samples.dtype)

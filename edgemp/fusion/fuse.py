@@ -71,7 +71,7 @@ class GatedFusion(nn.Module):
         """
         # Before the projection: a NaN that went through it would make every gradient NaN.
         whole = [(given.abs() < FINITE).all(dim=-1, keepdim=True) for given in features]
-        features = [f.masked_fill(~ok, 0.0) for f, ok in zip(features, whole, strict=True)]
+        features = [torch.where(ok, f, 0.0) for f, ok in zip(features, whole, strict=True)]
         presence = presence * torch.cat(whole, dim=1).to(presence.dtype)
         projected = self.projection(features)
         tokens, presence = self.compensation(projected, presence, age_ms)

@@ -2,11 +2,13 @@
 
 A presence is a confidence in 0..1 per modality: 1 is there, 0 is not, and between the two is an old
 feature that counts for less. The arithmetic uses no data-dependent branch and no infinity, so it
-exports, and stays finite in float16.
+exports, and stays finite in float16. What may be NaN is only ever compared with `abs(x) < bound`, and
+that is never negated: `x >= 0` is true for NaN on OpenVINO 2026.4's CPU device.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from edgemp.fusion.shapes import check_presence
@@ -33,9 +35,9 @@ def masked_softmax(scores: Tensor, presence: Tensor) -> Tensor:
     """
     check_presence("masked_softmax", scores, presence)
     there = presence > 0
-    scores = scores.clamp(-FINITE, FINITE).masked_fill(~there, -FINITE)
+    scores = torch.where(there, scores.clamp(-FINITE, FINITE), -FINITE)
     shifted = scores - scores.amax(dim=-1, keepdim=True)
-    mass = (shifted.exp() * presence).masked_fill(~there, 0.0)
+    mass = torch.where(there, shifted.exp() * presence, 0.0)
     total = mass.sum(dim=-1, keepdim=True)
     # The largest score's own mass is its presence, so only an absent row falls below TINY.
     return mass / total.clamp_min(TINY)
@@ -58,13 +60,13 @@ def masked_mean(features: Tensor, presence: Tensor) -> Tensor:
 
 def usable(features: Tensor, presence: Tensor) -> Tensor:
     """Features with those of absent modalities set to 0, whatever they hold (NaN times 0 is NaN)."""
-    return features.masked_fill(~(presence > 0)[..., None], 0.0)
+    return torch.where((presence > 0)[..., None], features, 0.0)
 
 
 def trusted(features: Tensor, presence: Tensor) -> Tensor:
     """Presence, with a modality whose features are NaN, infinite or beyond FINITE set to absent.
 
-    Comparisons with NaN are false, so this needs no IsNaN operator.
+    So is one whose presence is no number.
     """
-    sound = (features.abs() < FINITE).all(dim=-1)
-    return presence.clamp(0.0, 1.0).masked_fill(~sound, 0.0)
+    sound = (features.abs() < FINITE).all(dim=-1) & (presence.abs() < FINITE)
+    return torch.where(sound, presence.clamp(0.0, 1.0), 0.0)

@@ -11,6 +11,9 @@ from edgemp.errors import FusionError
 from edgemp.fusion.masking import trusted, usable
 from edgemp.fusion.shapes import check_features, check_presence, check_sizes
 
+LONGEST_MS = 1e7
+"""An age of almost three hours is a broken clock, or of no interest."""
+
 
 def modality_dropout(
     presence: Tensor, rate: float, generator: torch.Generator | None = None
@@ -70,8 +73,8 @@ class Compensation(nn.Module):
         Args:
             features: float [B, M, width]; anything, NaN included, where a modality is absent.
             presence: float [B, M], 1 for there (now or in the cache), 0 for not.
-            age_ms: float [B, M], age of cached features; 0 (or None) for fresh ones. A negative or
-                NaN age is no age that can be trusted: the modality counts as absent.
+            age_ms: float [B, M], age of cached features; 0 (or None) for fresh ones. With an age that
+                is negative, NaN or beyond LONGEST_MS the modality counts as absent.
 
         Returns:
             Features float [B, M, width], finite everywhere, and presence float [B, M] in 0..1.
@@ -84,10 +87,10 @@ class Compensation(nn.Module):
         presence = trusted(features, presence)
         if age_ms is not None:
             check_presence("Compensation (age_ms)", presence, age_ms)
-            presence = presence.masked_fill(~(age_ms >= 0), 0.0)
-            halvings = age_ms.clamp(0.0, 1e6) / self.log_half_life_ms.exp()
-            faded = presence * torch.exp2(-halvings.clamp_max(30.0))
-            # NaN clamps to NaN; what is absent is set, not multiplied.
-            presence = faded.masked_fill(~(presence > 0), 0.0)
+            known = age_ms.abs() < LONGEST_MS
+            age_ms = torch.where(known, age_ms, 0.0)
+            presence = torch.where(known & (age_ms >= 0), presence, 0.0)
+            halvings = age_ms.clamp_min(0.0) / self.log_half_life_ms.exp()
+            presence = presence * torch.exp2(-halvings.clamp_max(30.0))
         share = presence[..., None]
         return usable(features, presence) * share + self.tokens * (1.0 - share), presence
