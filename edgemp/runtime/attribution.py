@@ -68,10 +68,10 @@ def change(full: Output, without: Output) -> Change:
         return Change(full, without, None, _differ(full.value, without.value))
     if a.shape != b.shape:
         return Change(full, without, None, True)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return Change(full, without, None, not np.array_equal(a, b, equal_nan=True))
     size = float(np.linalg.norm(a) + np.linalg.norm(b))
     distance = float(np.linalg.norm(a - b)) / size if size > 0 else 0.0
-    if not np.isfinite(distance):
-        return Change(full, without, None, True)
     several = a.size > 1
     flipped = a.argmax() != b.argmax() if several else _differ(full.value, without.value)
     return Change(full, without, distance, bool(flipped))

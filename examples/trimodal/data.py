@@ -39,8 +39,16 @@ class Pool:
     raw: tuple[str, ...] = ()
 
 
-def pool(modality: str, split: Split, *, size: int, faulty: bool, seed: int) -> Pool:
-    """Draw `size` samples of one modality, evenly over the digits.
+def pool(
+    modality: str,
+    split: Split,
+    *,
+    size: int,
+    faulty: bool,
+    seed: int,
+    digits: Collection[int] = range(CLASSES),
+) -> Pool:
+    """Draw `size` samples of one modality, evenly over `digits`.
 
     The clean ones vary as a working sensor does: shifts and gain, background noise, typing slips.
     With `faulty` each is then corrupted, by a random fault at a random severity.
@@ -48,24 +56,24 @@ def pool(modality: str, split: Split, *, size: int, faulty: bool, seed: int) -> 
     rng = np.random.default_rng(
         [seed, MODALITIES.index(modality), SPLITS.index(split), int(faulty)]
     )
-    digits = np.arange(size) % CLASSES
+    labels = np.resize(np.fromiter(digits, np.int64), size)
     if modality == "text":
         texts = []
-        for digit in digits:
+        for digit in labels:
             text = phrase(int(digit), split, rng)
             texts.append(_fault(corrupt.TEXT_FAULTS, text, rng) if faulty else text)
         ids = np.concatenate([characters(text=text)["ids"] for text in texts])
-        return Pool(ids, digits, tuple(texts))
-    source, labels = scans(split) if modality == "image" else utterances(split)
-    by_digit = [np.flatnonzero(labels == digit) for digit in range(CLASSES)]
+        return Pool(ids, labels, tuple(texts))
+    source, said = scans(split) if modality == "image" else utterances(split)
+    by_digit = [np.flatnonzero(said == digit) for digit in range(CLASSES)]
     faults: Any = corrupt.IMAGE_FAULTS if modality == "image" else corrupt.AUDIO_FAULTS
     vary: Any = _vary_image if modality == "image" else _vary_wave
     rows = []
-    for digit in digits:
+    for digit in labels:
         own = by_digit[digit]
         sample = vary(source[own[rng.integers(len(own))]], split, rng)
         rows.append(_fault(faults, sample, rng) if faulty else sample)
-    return Pool(np.stack(rows).astype(np.float32), digits)
+    return Pool(np.stack(rows).astype(np.float32), labels)
 
 
 def trios(
