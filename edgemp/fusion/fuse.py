@@ -47,6 +47,7 @@ class GatedFusion(nn.Module):
             raise FusionError(f"GatedFusion: weights must be 'routed' or 'equal', got {weights!r}")
         self.projection = SharedProjection(widths, shared)
         self.compensation = Compensation(len(widths), shared)
+        self.which = nn.Parameter(0.1 * torch.randn(len(widths), shared))
         self.bridge = CrossAttentionBridge(shared) if bridge else None
         self.router = GatedRouter(len(widths), shared) if weights == "routed" else EqualWeights()
         self.embed = nn.Sequential(
@@ -75,6 +76,7 @@ class GatedFusion(nn.Module):
         presence = presence * torch.cat(whole, dim=1).to(presence.dtype)
         projected = self.projection(features)
         tokens, presence = self.compensation(projected, presence, age_ms)
+        tokens = tokens + self.which  # blocks below share their weights between modalities
         mixed = tokens if self.bridge is None else self.bridge(tokens, presence)
         fused, weights = self.router(mixed, presence)
         hidden = self.embed(fused)

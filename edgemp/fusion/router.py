@@ -36,6 +36,9 @@ class GatedRouter(nn.Module):
         self.agreement = nn.Linear(width, hidden, bias=False)
         self.which = nn.Parameter(torch.zeros(modalities, hidden))
         self.score = nn.Linear(hidden, 1)
+        # Training starts from equal weights: one modality that is ahead by chance would take over.
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
 
     def forward(self, features: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:
         """Fuse features by learned weights.

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -37,7 +38,21 @@ from edgemp.tensor import Array
 Vector = NDArray[np.float32]
 
 FORMAT = 1
-"""Version of the file; `labels` JSON-free: a unicode array, `vectors` float32 [C, D]."""
+"""Version of the file: `format`, `labels` (unicode), `vectors` (float32 [C, D])."""
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    MemoryError,  # a damaged header may announce any size
+    RuntimeError,  # zipfile's for "encrypted" and for unknown compressions
+    SyntaxError,  # numpy's for a damaged header
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise on a damaged file."""
 
 OUTLIER_MADS = 4.0
 """A sample further from the class's centre than that many median absolute deviations is left out."""
@@ -236,7 +251,7 @@ def _parsed(content: bytes) -> tuple[tuple[str, ...], Vector]:
             version = int(data["format"])
             labels = tuple(str(label) for label in data["labels"])
             vectors = data["vectors"]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise EnrolError(f"not a prototypes file: {error}; enrol again") from None
     if version != FORMAT:
         raise EnrolError(f"prototypes file of format {version}, this edgemp reads {FORMAT}")

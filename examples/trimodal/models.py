@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from examples.trimodal.networks import ENCODERS, WIDTH
 from examples.trimodal.speech import FOLDER
 from examples.trimodal.splits import CLASSES
 
-WEIGHTS = FOLDER / "weights.npz"
+WEIGHTS = Path(os.environ.get("TRIMODAL_WEIGHTS", FOLDER / "weights.npz"))
 
 
 class Fusion(nn.Module):

@@ -35,7 +35,6 @@ from edgemp.runtime.prototypes import Prototypes
 from examples.trimodal.data import MODALITIES, Pool, pool, trios
 from examples.trimodal.models import WEIGHTS
 from examples.trimodal.networks import ENCODERS, WIDTH
-from examples.trimodal.speech import FOLDER
 from examples.trimodal.splits import CLASSES, WORDS, Split
 
 BATCH = 128
@@ -121,9 +120,18 @@ def features(
     seed: int,
 ) -> Features:
     """Draw a split's pools, clean and faulty, and encode them."""
-    clean = {m: pool(m, split, size=samples, faulty=False, seed=seed) for m in MODALITIES}
-    faulty = {m: pool(m, split, size=samples, faulty=True, seed=seed) for m in MODALITIES}
-    return encoded(encoders, clean, faulty)
+    return encoded(encoders, *pools(split, samples, seed))
+
+
+def pools(
+    split: Split, samples: int, seed: int, digits: Collection[int] = range(CLASSES)
+) -> tuple[dict[str, Pool], dict[str, Pool]]:
+    """A clean and a faulty pool per modality."""
+    clean, faulty = (
+        {m: pool(m, split, size=samples, faulty=bad, seed=seed, digits=digits) for m in MODALITIES}
+        for bad in (False, True)
+    )
+    return clean, faulty
 
 
 def encoded(
@@ -145,8 +153,12 @@ def train_fusion(
     arm: Arm = "routed",
     failing: float = FAILING,
     digits: Collection[int] = range(CLASSES),
+    only: str | None = None,
 ) -> GatedFusion:
-    """A fusion in eval mode, trained on trios of `digits` in which modalities fail or are absent."""
+    """A fusion in eval mode, trained on trios of `digits` in which modalities fail or are absent.
+
+    With `only` a modality's name, nothing else is ever present: the rival of fusion as such.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 5])
     network = GatedFusion(dict.fromkeys(MODALITIES, WIDTH), CLASSES, weights=arm)
@@ -155,7 +167,8 @@ def train_fusion(
     rows, labels = given.trios(effort.steps * BATCH // 3, failing, rng, digits)
     for _ in range(effort.steps):
         chosen = torch.randint(len(labels), (BATCH,))
-        presence = modality_dropout(torch.ones(BATCH, len(MODALITIES)), ABSENT)
+        whole = torch.ones(BATCH, len(MODALITIES))
+        presence = modality_dropout(whole, ABSENT) if only is None else whole * alone(only)
         taken, age_ms = _stale([row[chosen] for row in rows], presence)
         found = network(taken, presence, age_ms)
         loss = cross_entropy(found["logits"], labels[chosen])
@@ -164,6 +177,11 @@ def train_fusion(
             loss = loss + entropy_term(found["weights"], presence, balanced=0.01)
         _descend(loss, optimizer, schedule)
     return network.eval()
+
+
+def alone(modality: str) -> Tensor:
+    """A presence, float32 [3], of one modality."""
+    return torch.tensor([float(m == modality) for m in MODALITIES])
 
 
 def _stale(rows: list[Tensor], presence: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -191,12 +209,15 @@ def _descend(loss: Tensor, optimizer: Any, schedule: Any) -> None:
     schedule.step()
 
 
-def class_prototypes(network: GatedFusion, given: Features, seed: int) -> Prototypes:
-    """Ten classes named 0 to 9, from clean trios."""
+def class_prototypes(
+    network: GatedFusion, given: Features, seed: int, digits: Collection[int] = range(CLASSES)
+) -> Prototypes:
+    """A class per digit, named by it, from clean trios."""
     store = Prototypes()
-    rows, labels = given.trios(2000, 0.0, np.random.default_rng([seed, 6]))
+    rng = np.random.default_rng([seed, 6])
+    rows, labels = given.trios(2000, 0.0, rng, digits)
     embedding = fuse(network, rows)["embedding"].numpy()
-    for digit in range(CLASSES):
+    for digit in digits:
         store.enrol(str(digit), embedding[labels.numpy() == digit])
     return store
 
@@ -216,8 +237,7 @@ def train(seed: int, effort: Effort = FULL) -> dict[str, NDArray[Any]]:
     began = time.perf_counter()
     weights: dict[str, NDArray[Any]] = {}
     encoders = {}
-    clean = {m: pool(m, "train", size=effort.samples, faulty=False, seed=seed) for m in MODALITIES}
-    faulty = {m: pool(m, "train", size=effort.samples, faulty=True, seed=seed) for m in MODALITIES}
+    clean, faulty = pools("train", effort.samples, seed)
     for m in MODALITIES:
         encoders[m], _ = train_encoder(m, clean[m], effort, seed)
         print(f"{m} encoder trained, {time.perf_counter() - began:.0f} s", file=sys.stderr)
@@ -239,7 +259,7 @@ def train(seed: int, effort: Effort = FULL) -> dict[str, NDArray[Any]]:
 
 def save(weights: Mapping[str, NDArray[Any]]) -> None:
     """Write WEIGHTS, complete or not at all."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     np.savez(file, **dict(weights))
     written = WEIGHTS.with_suffix(".tmp")
