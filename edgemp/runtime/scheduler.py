@@ -177,7 +177,8 @@ class Scheduler:
         if node.watched.source not in (*reads.signals, *reads.nodes):
             judged |= reads.behind  # what the gate watches stands for what the node reads
         trace = NodeTrace(False, decision.reason, gate_ms, 0.0, decision.score, 0, decision.tiles)
-        return State("reused", decision.reason, judged), trace
+        lost = any(states[name].lost for name in reads.nodes)
+        return State("reused", decision.reason, judged, lost), trace
 
     def _visit_tolerant(self, node: Node, now: _Now) -> tuple[State, NodeTrace]:
         reads, states = self._reads[node.name], now.states

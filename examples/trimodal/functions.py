@@ -26,8 +26,14 @@ def characters(*, text: str) -> dict[str, Any]:
     return {"ids": ids}
 
 
-def answer(*, logits: NDArray[np.float32]) -> dict[str, Any]:
-    """`digit` (int) and `probabilities` (float32 [10]) from logits float32 [1, 10]."""
+def answer(*, logits: NDArray[np.float32], weights: NDArray[np.float32]) -> dict[str, Any]:
+    """`digit` (int) and `probabilities` (float32 [10]).
+
+    From logits float32 [1, 10], and the modalities' weights, float32 [1, 3]: where nothing has any,
+    the digit is None and all are as probable, because there is nothing to answer from.
+    """
+    if not weights.any():
+        return {"digit": None, "probabilities": np.full(logits.size, 1 / logits.size, np.float32)}
     exponentials = np.exp(logits[0] - logits[0].max())
     probabilities = (exponentials / exponentials.sum()).astype(np.float32)
     return {"digit": int(probabilities.argmax()), "probabilities": probabilities}

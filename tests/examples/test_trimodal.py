@@ -125,9 +125,13 @@ def test_trios_are_of_one_digit_and_fail_at_their_rate(rate: float, seed: int) -
 
 
 def test_an_answer_adds_up() -> None:
-    found = answer(logits=np.array([[0.0] * 7 + [900.0, 0.0, 0.0]], np.float32))
+    logits = np.array([[0.0] * 7 + [900.0, 0.0, 0.0]], np.float32)
+    found = answer(logits=logits, weights=np.array([[0.0, 1.0, 0.0]], np.float32))
     assert found["digit"] == 7
     assert found["probabilities"].sum() == pytest.approx(1.0)
+    found = answer(logits=logits, weights=np.zeros((1, 3), np.float32))
+    assert found["digit"] is None
+    assert found["probabilities"].tolist() == pytest.approx([0.1] * 10)
 
 
 def test_training_twice_with_one_seed_gives_the_same_weights() -> None:
@@ -215,7 +219,8 @@ def test_the_application_answers_from_any_modalities_that_are_there(
     for only in MODALITIES:
         assert right(app, steps, (only,)) >= 0.6
     result = app.step(t=1e6)
-    assert result["digit"].source == "missing"
+    assert result["digit"].value is None
+    assert not result["presence"].value.any()
 
 
 @needs_speech
