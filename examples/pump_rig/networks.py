@@ -16,8 +16,8 @@ FAST = tuple(name for name, rate in RATES_HZ.items() if rate >= 256)
 GRID = 32
 """Points of the grid that slow streams are aligned to."""
 
-SCALE = {"pressure": (2.5, 1.0), "speed": (22.5, 2.0), "flow": (20.0, 5.0), "temperature": (45, 10)}
-"""Mean and spread of what the slow sensors show, from the type's data sheet, as it were."""
+RATED = {"pressure": 2.5, "speed": 22.5, "flow": 18.0, "temperature": 45.0}
+"""What the slow sensors show in ordinary running, from the type's data sheet, as it were."""
 
 
 class Spectra(nn.Module):
@@ -70,14 +70,18 @@ class FastEncoder(nn.Module):
 
 
 class SlowEncoder(nn.Module):
-    """A slow stream on the common grid, with where it is covered."""
+    """A slow stream on the common grid, with where it is covered.
+
+    Its level is taken as a logarithm: the affinity laws tie flow, pressure and speed by powers, and
+    in logarithms what follows from the speed is a sum that later layers can take away.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
         step = SECONDS / GRID
         grid = [step * (i + 0.5) for i in range(GRID)]
         self.align = StreamAlign(RATES_HZ[name], grid, max_offset_s=0.1)
-        self.mean, self.spread = SCALE[name]
+        self.rated = RATED[name]
         self.body = nn.Sequential(
             nn.Linear(2 * GRID + 2, 64),
             nn.ReLU(),
@@ -88,14 +92,15 @@ class SlowEncoder(nn.Module):
 
     def forward(self, samples: Tensor, stamps: Tensor) -> Tensor:
         """float32 [B, T], float32 [B, T] -> float32 [B, 48]."""
-        scaled = ((samples - self.mean) / self.spread).clamp(-20, 20)
+        scaled = (samples / self.rated).clamp(-20, 20)
         values, covered = self.align(scaled[..., None], stamps)
         values = values[..., 0]
         share = covered.sum(dim=1, keepdim=True).clamp_min(1.0)
         mean = values.sum(dim=1, keepdim=True) / share
         moving = (values - mean) * covered
         ripple = ((moving * moving).sum(dim=1, keepdim=True) / share + 1e-8).sqrt().log()
-        return self.body(torch.cat([moving, covered, mean, ripple], dim=1))
+        level = mean.clamp_min(0.02).log() * 10.0
+        return self.body(torch.cat([10.0 * moving, covered, level, ripple], dim=1))
 
 
 class Rig(nn.Module):
