@@ -85,8 +85,11 @@ class AudioEncoder(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """float32 [B, 8000] in -1..1 -> float32 [B, 64]."""
-        found = self.body(self.front(wave))
-        return self.out(found.mean(dim=3).flatten(1))
+        return self.judge(self.front(wave))
+
+    def judge(self, spectra: Tensor) -> Tensor:
+        """The same from spectra, float32 [B, 1, 32, 61]: what training repeats."""
+        return self.out(self.body(spectra).mean(dim=3).flatten(1))
 
 
 class TextEncoder(nn.Module):
