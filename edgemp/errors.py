@@ -38,6 +38,10 @@ class UnsupportedOpError(NetworkError):
     """An engine does not implement an operator of the network."""
 
 
+class FusionError(NetworkError):
+    """A fusion block is built with, or given, what it cannot fuse."""
+
+
 class SamplesError(EdgempError):
     """Samples are missing, of the wrong shape or type, or not finite."""
 
@@ -137,6 +141,10 @@ class InputError(EdgempError):
 
 class TimestampError(InputError):
     """A time stamp is not finite or lies before the previous one."""
+
+
+class EnrolError(InputError):
+    """A class cannot be enrolled, forgotten, saved or loaded."""
 
 
 class ConcurrentUseError(EdgempError):

@@ -156,6 +156,10 @@ class Function(_Description):
     be modified; copy what is to be kept. Outputs are arrays, plain values, and lists, tuples and
     dicts of these; views of the inputs are copied out. Objects of other classes are passed on as
     they are, so they should be immutable and hold no views.
+
+    A `tolerant` function is called although some of its inputs are absent, as long as one is there.
+    Each input is then an `edgemp.runtime.result.Output`, which says whether the value is current, an
+    earlier answer of a sensor that has gone silent, or missing.
     """
 
     function: str
@@ -163,6 +167,7 @@ class Function(_Description):
     outputs: tuple[NodeName, ...] = Field(min_length=1)
     options: Mapping[str, Any] = Field(default_factory=dict)
     assets: Mapping[NodeName, str] = Field(default_factory=dict)
+    tolerant: bool = False
 
 
 class Pipeline(_Description):

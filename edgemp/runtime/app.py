@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,12 @@ import numpy as np
 
 from edgemp.errors import ClosedError, ConcurrentUseError, InputError, TimestampError
 from edgemp.pipeline import Pipeline
+from edgemp.runtime.attribution import Attribution, change
 from edgemp.runtime.inputs import signal_checks
-from edgemp.runtime.nodes import Node, wire
+from edgemp.runtime.nodes import FunctionCall, Node, Values, Wire, wire
 from edgemp.runtime.ownership import lend, own
 from edgemp.runtime.result import Output, Result
-from edgemp.runtime.scheduler import Scheduler
+from edgemp.runtime.scheduler import Scheduler, State
 from edgemp.tensor import TensorSpec
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Runtime:
         """`outputs` and `inputs` are what nodes give by name, and what modules' networks take."""
         self.pipeline = pipeline
         self.steps = 0
+        self._nodes = list(nodes)
         self._scheduler = Scheduler(pipeline, nodes)
         self._sessions = dict(sessions)
         self._checks = signal_checks(pipeline, inputs)
@@ -94,22 +97,119 @@ class Runtime:
         self._check_signals(signals)
         self._last_t = t
         states, trace = self._scheduler.step(signals, t, captured)
-        outputs = {}
-        for name, source in self._results.items():
-            node = source.source
-            if node in self._checks:
-                outputs[name] = (
-                    Output(own(signals[node]), "fresh", (t - captured.get(node, t)) * 1e3, "signal")
-                    if node in signals
-                    else Output(None, "missing", 0.0, f"no new {node}")
-                )
-                continue
-            state = states[node]
-            age = 0.0 if state.source == "missing" else self._scheduler.age_ms(node, t)
-            value = lend(self._scheduler.value(node, source.output, state))
-            outputs[name] = Output(value, state.source, age, state.reason)
+        outputs = {
+            name: self._output(source, self._scheduler, states, signals, t, captured)
+            for name, source in self._results.items()
+        }
         self.steps += 1
         return Result(t, outputs, trace, (perf_counter() - started) * 1e3)
+
+    def _output(
+        self,
+        source: Wire,
+        scheduler: Scheduler,
+        states: Mapping[str, State],
+        signals: Mapping[str, Any],
+        t: float,
+        captured: Mapping[str, float],
+    ) -> Output:
+        node = source.source
+        if node in self._checks:
+            if node not in signals:
+                return Output(None, "missing", 0.0, f"no new {node}")
+            age = (t - captured.get(node, t)) * 1e3
+            return Output(own(signals[node]), "fresh", age, "signal")
+        state = states[node]
+        age = 0.0 if state.source == "missing" else scheduler.age_ms(node, t)
+        value = lend(scheduler.value(node, source.output, state))
+        return Output(value, state.source, age, state.reason)
+
+    def attribute(
+        self,
+        signals: Mapping[str, Any] | None = None,
+        /,
+        *,
+        without: Sequence[str | Sequence[str]] | None = None,
+        **more: Any,
+    ) -> Attribution:
+        """What the answers would be without each signal: counterfactuals, not gradients.
+
+        The pipeline runs on the signals given, then once more for each withheld one, always from no
+        memory and with all gates open. This runtime's gates, answers, time stamps and counts stay
+        as they are; only modules and functions that read a withheld signal run again. A host
+        function that keeps a state of its own sees these calls like any other.
+
+        Args:
+            signals, more: as for `step`.
+            without: names, or groups of names, to withhold together; each signal given, one by one,
+                unless said otherwise. A required signal may be withheld as well.
+
+        Raises:
+            InputError: for malformed signals, or a name in `without` that is not among them.
+            ConcurrentUseError, ClosedError: as for `step`.
+        """
+        given = dict(_joined(signals, more))
+        if not self._busy.acquire(blocking=False):
+            raise ConcurrentUseError(
+                "this runtime is in use by another thread; load one per thread, or use stream()"
+            )
+        try:
+            self._check_open()
+            self._check_signals(given)
+            groups = _groups(given, without)
+            full, values = self._imagined(given, {})
+            changes = {}
+            for group in groups:
+                rest = {name: value for name, value in given.items() if name not in group}
+                kept = {n: v for n, v in values.items() if not self._behind(n) & set(group)}
+                other, _ = self._imagined(rest, kept)
+                changes[group] = {name: change(full[name], other[name]) for name in full}
+            return Attribution(full, changes)
+        finally:
+            self._busy.release()
+
+    def _imagined(
+        self, signals: Mapping[str, Any], known: Mapping[str, Values]
+    ) -> tuple[Result, dict[str, Values]]:
+        """A first step on `signals`, ungated, and all nodes' values; `known` ones are not computed."""
+        nodes = [
+            replace(node, gate=None, watched=None, call=_recall(known[node.name]))
+            if node.name in known
+            else replace(node, gate=None, watched=None)
+            for node in self._nodes
+        ]
+        scheduler = Scheduler(self.pipeline, nodes)
+        started = perf_counter()
+        states, trace = scheduler.step(signals, 0.0)
+        outputs = {}
+        for name, source in self._results.items():
+            found = self._output(source, scheduler, states, signals, 0.0, {})
+            # Engines may reuse their buffers in the next run.
+            outputs[name] = replace(found, value=lend(own(found.value)))
+        values = {
+            name: own(scheduler.values(name))
+            for name, state in states.items()
+            if state.source == "fresh"
+        }
+        return Result(0.0, outputs, trace, (perf_counter() - started) * 1e3), values
+
+    def _behind(self, node: str) -> frozenset[str]:
+        return self._scheduler.signals_behind(node)
+
+    def function(self, name: str) -> Any:
+        """The host function, or the instance of the host class, of a node: to enrol classes into.
+
+        What it answers changes from its next call on; `reset()` keeps gates from reusing answers
+        from before.
+
+        Raises:
+            InputError: there is no function of that name.
+        """
+        for node in self._nodes:
+            if node.name == name and isinstance(node.call, FunctionCall):
+                return node.call.target
+        known = ", ".join(self.pipeline.functions) or "none"
+        raise InputError(f"there is no function {name!r}; functions are: {known}")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -204,3 +304,25 @@ def _joined(signals: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Mappi
         if name in signals:
             raise InputError(f"signal {name!r} is given twice")
     return {**signals, **more}
+
+
+def _groups(
+    given: Mapping[str, Any], without: Sequence[str | Sequence[str]] | None
+) -> list[tuple[str, ...]]:
+    if without is None:
+        return [(name,) for name in given]
+    if isinstance(without, str):
+        raise InputError(f"without: give a list of signal names, not the string {without!r}")
+    groups = [(item,) if isinstance(item, str) else tuple(item) for item in without]
+    for group in groups:
+        for name in group:
+            if name not in given:
+                raise InputError(
+                    f"without: {name!r} is not among the signals given ({', '.join(given)})"
+                )
+    return groups
+
+
+def _recall(values: Values) -> Any:
+    """A node's call that gives what the node has answered before."""
+    return lambda _: (values, 0)

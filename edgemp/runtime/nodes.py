@@ -34,7 +34,8 @@ class Node:
     """A module or function ready to run.
 
     `call` takes one value per wire; it returns values by output, and how often an engine ran.
-    `max_staleness_ms` bounds how long the last answer stands in while the node cannot run.
+    `max_staleness_ms` bounds how long the last answer stands in while the node cannot run. A
+    `tolerant` node takes an `Output` per wire, and runs although some of them are missing.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Node:
     gate: Gate | None = None
     watched: Wire | None = None
     max_staleness_ms: float = 1000.0
+    tolerant: bool = False
 
 
 class ModuleCall:
@@ -152,6 +154,7 @@ class FunctionCall:
     def __init__(self, name: str, function: Function, assets: Mapping[str, bytes]) -> None:
         self._name = name
         self._expected = function.outputs
+        self.tolerant = function.tolerant
         target = import_callable(function.function, f"function {name}")
         constants = {**function.options, **assets}
         given = [*function.options, *assets]
@@ -176,6 +179,11 @@ class FunctionCall:
             self._call = target
             self._constants = constants
 
+    @property
+    def target(self) -> Any:
+        """The function, or the instance of the class, that is called."""
+        return self._call
+
     def __call__(self, values: Values) -> tuple[Values, int]:
         found = self._call(**values, **self._constants)
         if not isinstance(found, Mapping) or not set(self._expected) <= set(found):
@@ -185,7 +193,8 @@ class FunctionCall:
                 f"got {shape}"
             )
         # What it returns may be views of its inputs, which the caller and engines overwrite.
-        lent = set(array_ids(values))
+        given = {key: v.value for key, v in values.items()} if self.tolerant else values
+        lent = set(array_ids(given))
         return {key: detached(found[key], lent) for key in self._expected}, 1
 
 
@@ -221,7 +230,8 @@ def build_nodes(
                     if item.gate.signal
                     else next(iter((*direct, *wires)), None)
                 )
-        nodes.append(Node(name, wires, calls[name], gate, watched, staleness[name]))
+        tolerant = isinstance(item, Function) and item.tolerant
+        nodes.append(Node(name, wires, calls[name], gate, watched, staleness[name], tolerant))
     return nodes
 
 

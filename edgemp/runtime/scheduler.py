@@ -11,8 +11,8 @@ from typing import Any
 
 from edgemp.pipeline import Pipeline
 from edgemp.runtime.gates import Decision
-from edgemp.runtime.nodes import Node, Values
-from edgemp.runtime.result import NodeTrace, Source
+from edgemp.runtime.nodes import Node, Values, Wire
+from edgemp.runtime.result import NodeTrace, Output, Source
 
 log = logging.getLogger("edgemp.runtime")
 
@@ -33,6 +33,8 @@ class Answer:
     captured: float
     computed: float
     step: int
+    without: bool = False
+    """Whether a tolerant node computed it although some input was silent."""
 
 
 @dataclass(slots=True)
@@ -41,12 +43,14 @@ class State:
 
     `covered` names the signals and nodes whose present content is no news to whoever reads this
     node: a gate has judged it to hold nothing new, or the node could not digest it. Who reads both
-    the node and such a signal must not pair an old answer with a new sample.
+    the node and such a signal must not pair an old answer with a new sample. `lost` tells that the
+    answer was kept because an input is absent or the node failed, not because nothing is new.
     """
 
     source: Source
     reason: str
     covered: frozenset[str]
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,11 @@ class Scheduler:
     retried once, then degrades to its last answer for as long as its `max_staleness_ms` allows,
     then to "missing". The same bound holds for a gated node while a signal that it reads is absent;
     an ungated one keeps its answer, whose age tells.
+
+    A tolerant node runs on what there is: it is told of each input whether it is current, an old
+    answer of something that has gone silent ("compensated"), or missing. While anything is silent it
+    runs on every step, because the answer changes with the age; with nothing at all it keeps its own
+    last answer, within its `max_staleness_ms`.
     """
 
     def __init__(self, pipeline: Pipeline, nodes: Sequence[Node]) -> None:
@@ -130,24 +139,37 @@ class Scheduler:
             return None
         return answer.values[output]
 
+    def values(self, source: str) -> Values:
+        """All values of a node's last answer; empty without one."""
+        answer = self._answers.get(source)
+        return {} if answer is None else answer.values
+
+    def signals_behind(self, source: str) -> frozenset[str]:
+        """The signals that a node reads, directly or through other nodes."""
+        return self._reads[source].behind
+
     def age_ms(self, source: str, t: float) -> float:
         answer = self._answers.get(source)
         return 0.0 if answer is None else (t - answer.captured) * 1000.0
 
     def _visit(self, node: Node, now: _Now) -> tuple[State, NodeTrace]:
         reads, states, t = self._reads[node.name], now.states, now.t
+        if node.tolerant:
+            return self._visit_tolerant(node, now)
         covered = NOTHING
         for name in reads.nodes:
             covered = covered | states[name].covered
             if states[name].source == "missing":
-                return self._keep(node, f"no answer from {name}", reads.behind, t, bounded=True)
+                return self._lose(node, f"no answer from {name}", reads.behind, t, bounded=True)
         for name in reads.signals:
             if name not in now.signals:
                 bounded = node.gate is not None
-                return self._keep(node, f"no new {name}", reads.behind, t, bounded=bounded)
+                return self._lose(node, f"no new {name}", reads.behind, t, bounded=bounded)
         answer = self._answers.get(node.name)
         if answer is not None and not self._is_news(reads, answer.step, covered):
-            return self._keep(node, _with_whom(reads, states), covered, t)
+            state, trace = self._keep(node, _with_whom(reads, states), covered, t)
+            state.lost = any(states[name].lost for name in reads.nodes)
+            return state, trace
         decision, gate_ms = self._decide(node, now)
         if decision.run or answer is None or node.watched is None:
             return self._run(node, now, decision, gate_ms)
@@ -155,7 +177,47 @@ class Scheduler:
         if node.watched.source not in (*reads.signals, *reads.nodes):
             judged |= reads.behind  # what the gate watches stands for what the node reads
         trace = NodeTrace(False, decision.reason, gate_ms, 0.0, decision.score, 0, decision.tiles)
-        return State("reused", decision.reason, judged), trace
+        lost = any(states[name].lost for name in reads.nodes)
+        return State("reused", decision.reason, judged, lost), trace
+
+    def _visit_tolerant(self, node: Node, now: _Now) -> tuple[State, NodeTrace]:
+        reads, states = self._reads[node.name], now.states
+        inputs = {wire.key: self._as_output(wire, now) for wire in node.wires}
+        silent = [
+            key for key, given in inputs.items() if given.source in ("missing", "compensated")
+        ]
+        if all(given.source == "missing" for given in inputs.values()):
+            reason = "nothing to go by: " + "; ".join(given.reason for given in inputs.values())
+            return self._lose(node, reason[:LONGEST_REASON], reads.behind, now.t, bounded=True)
+        covered = NOTHING
+        for name in reads.nodes:
+            covered = covered | states[name].covered
+        answer = self._answers.get(node.name)
+        # An answer made without something is news of its own once that is back.
+        if answer is not None and not silent and not answer.without:
+            known = [name for name in reads.nodes if name in self._answers]
+            current = _Reads(tuple(known), reads.signals, reads.behind)
+            if not self._is_news(current, answer.step, covered):
+                return self._keep(node, _with_whom(reads, states), covered, now.t)
+        decision = Decision(True, f"without {', '.join(silent)}") if silent else NEWS
+        state, trace = self._run(node, now, decision, 0.0, inputs)
+        if state.source == "fresh":
+            self._answers[node.name].without = bool(silent)
+        return state, trace
+
+    def _as_output(self, wire: Wire, now: _Now) -> Output:
+        """What a tolerant node is told of one input."""
+        if wire.source in self._signals:
+            if wire.source not in now.signals:
+                return Output(None, "missing", 0.0, f"no new {wire.source}")
+            age = (now.t - now.captured.get(wire.source, now.t)) * 1e3
+            return Output(now.signals[wire.source], "fresh", age, "signal")
+        state = now.states[wire.source]
+        if state.source == "missing":
+            return Output(None, "missing", 0.0, state.reason)
+        source: Source = "compensated" if state.lost else state.source
+        value = self._answers[wire.source].values[wire.output]
+        return Output(value, source, self.age_ms(wire.source, now.t), state.reason)
 
     def _is_news(self, reads: _Reads, since: int, covered: frozenset[str]) -> bool:
         """Whether anything read holds what a node that last ran in step `since` has not seen."""
@@ -198,11 +260,19 @@ class Scheduler:
         return decision, (perf_counter() - started) * 1e3
 
     def _run(
-        self, node: Node, now: _Now, decision: Decision, gate_ms: float
+        self,
+        node: Node,
+        now: _Now,
+        decision: Decision,
+        gate_ms: float,
+        told: Mapping[str, Output] | None = None,
     ) -> tuple[State, NodeTrace]:
-        values = {}
+        """Call a node; a tolerant one on what it is `told`, any other on its inputs' values."""
+        values: Values = dict(told or {})
         captured = t = now.t
-        for wire in node.wires:
+        for given in values.values():
+            captured = min(captured, t - given.age_ms / 1e3)
+        for wire in node.wires if told is None else ():
             if wire.source in self._signals:
                 values[wire.key] = now.signals[wire.source]
                 captured = min(captured, now.captured.get(wire.source, t))
@@ -232,7 +302,7 @@ class Scheduler:
         self._reset_gate(node)
         run_ms = (perf_counter() - started) * 1e3
         reason = f"failed twice: {failure}"
-        state, _ = self._keep(node, reason, self._reads[node.name].behind, t, bounded=True)
+        state, _ = self._lose(node, reason, self._reads[node.name].behind, t, bounded=True)
         return state, NodeTrace(False, reason, gate_ms, run_ms, decision.score)
 
     def _keep(
@@ -243,6 +313,14 @@ class Scheduler:
         if answer is None or (bounded and (t - answer.computed) * 1000 > node.max_staleness_ms):
             source = "missing"
         return State(source, reason, covered), NodeTrace(False, reason, 0.0, 0.0)
+
+    def _lose(
+        self, node: Node, reason: str, covered: frozenset[str], t: float, bounded: bool
+    ) -> tuple[State, NodeTrace]:
+        """Keep an answer because the node has nothing to run on, or fails."""
+        state, trace = self._keep(node, reason, covered, t, bounded)
+        state.lost = True
+        return state, trace
 
     def _reset_gate(self, node: Node) -> None:
         if node.gate is not None:

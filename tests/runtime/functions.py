@@ -59,3 +59,8 @@ def steps() -> Iterator[dict[str, Any]]:
             "frame": frame_of(1 + seed % 3, seed),
             "gain": np.array([1 + seed], np.float32),
         }
+
+
+def first_value(*, x: Any) -> dict[str, Any]:
+    """What a tolerant function is told, itself."""
+    return {"out": x.value}

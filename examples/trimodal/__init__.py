@@ -1,0 +1,1 @@
+"""Trimodal digits: a scan, a voice and a text say the same digit, and any of them may fail."""
