@@ -81,6 +81,18 @@ class CacheError(EdgempError):
     """The stage cache cannot be used."""
 
 
+class CompressError(EdgempError):
+    """A module, its training data or an option cannot be used for compression or distillation."""
+
+
+class UnsupportedModuleError(CompressError):
+    """A torch module has no structure that a transform knows how to change."""
+
+
+class DivergedError(CompressError):
+    """Training ran into NaN or infinity again after every roll-back."""
+
+
 # The bundle
 
 

@@ -1,0 +1,276 @@
+"""Quantization-aware torch modules: layers whose weights and inputs are rounded while they still train.
+
+    student = fake_quantize(teacher)             # a copy; every Linear and convolution, or those named
+    calibrate(student, batches)                  # ranges of the activations, from data
+    ...                                          # train it: edgemp.compress.distill
+    plain, record = freeze(student)              # float modules with weights on their grid + LayerQuant
+
+Rounding is simulated in float: what an integer engine computes is within float rounding of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgemp.compress.layer_quant import LayerQuant, Scheme
+from edgemp.compress.quantizers import ActivationQuantizer, WeightQuantizer
+from edgemp.compress.ranges import Method, Observed
+from edgemp.errors import CompressError, UnsupportedModuleError
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class FakeQuantized(nn.Module):  # type: ignore[misc]
+    """A Linear or convolution that rounds its weight and its input before it multiplies them.
+
+    Attributes:
+        layer: the layer itself; it keeps its float weights and trains.
+        weight_quantizer: rounds the weight.
+        input_quantizer: rounds the input; shared by layers that read the same tensor; None: float.
+    """
+
+    def __init__(self, layer: nn.Module, scheme: Scheme, name: str) -> None:
+        super().__init__()
+        self.layer, self.scheme = layer, scheme
+        self.weight_quantizer = WeightQuantizer(layer.weight, scheme.weight_bits, scheme.group_size)
+        bits = scheme.activation_bits
+        device = layer.weight.device
+        self.input_quantizer = ActivationQuantizer(bits, name).to(device) if bits else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        weight = self.weight_quantizer(self.layer.weight)
+        if isinstance(self.layer, nn.Linear):
+            return nn.functional.linear(x, weight, self.layer.bias)
+        return self.layer._conv_forward(x, weight, self.layer.bias)
+
+
+def quantizable(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers that `fake_quantize` can replace, by name.
+
+    Not among them: layers inside `nn.MultiheadAttention` (it reads their weights directly; see
+    `edgemp.compress.shrink.attention.unfold`), and layers whose weight another module uses too.
+    """
+    inside = {
+        f"{name}.{child}" if name else child
+        for name, part in module.named_modules()
+        if isinstance(part, nn.MultiheadAttention)
+        for child, _ in part.named_modules()
+    }
+    users = _users(module)
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if type(part) in LAYERS and name not in inside and len(users[id(part.weight)]) == 1
+    }
+
+
+def fake_quantize(
+    module: nn.Module,
+    layers: Collection[str] | None = None,
+    scheme: Scheme | None = None,
+    overrides: Mapping[str, Scheme] | None = None,
+) -> nn.Module:
+    """A copy of `module` with fake-quantized layers.
+
+    Args:
+        module: any torch module; it is not changed.
+        layers: names of the layers to quantize, the others stay float (mixed precision);
+            None: all of `quantizable`.
+        scheme: how; by default int8 weights per output channel, uint8 inputs per tensor.
+        overrides: another scheme for some of the layers.
+
+    Raises:
+        UnsupportedModuleError: if a named layer cannot be quantized (the message says why), or
+            there is none at all.
+    """
+    found = quantizable(module)
+    overrides = overrides or {}
+    chosen = list(found if layers is None else layers)
+    for name in (*chosen, *overrides):
+        if name not in found:
+            raise UnsupportedModuleError(
+                f"layer {name!r} cannot be quantized: {_why(module, name)}"
+            )
+    if not chosen:
+        raise UnsupportedModuleError(
+            f"{type(module).__name__} has no layer that can be quantized (Linear, Conv1d to Conv3d)"
+        )
+    student = copy.deepcopy(module)
+    for name in chosen:
+        layer = student.get_submodule(name)
+        wanted = overrides.get(name, scheme or Scheme())
+        _check_groups(layer, wanted, name)
+        student = replaced(student, name, FakeQuantized(layer, wanted, name))
+    return student
+
+
+def calibrate(
+    student: nn.Module, batches: Iterable[Mapping[str, Tensor]], method: Method = "mse"
+) -> None:
+    """Set the ranges of all input quantizers from calibration batches (keyword arguments of forward).
+
+    Inputs are observed in float, with rounded weights nowhere: the original network's ranges.
+    Layers that read the same tensor (query, key and value) then share one quantizer.
+
+    Raises:
+        CompressError: if there are no batches, a layer never ran, or its input was not finite.
+    """
+    named = {name: part for name, part in _fake(student) if part.input_quantizer is not None}
+    seen = {name: _observer(part.layer) for name, part in named.items()}
+    readers = _observe(student, named, seen, batches)
+    unseen = [name for name, observed in seen.items() if not observed.parts]
+    if unseen:
+        raise CompressError(
+            f"calibration never reached {', '.join(unseen[:5])}: give batches that run these "
+            "layers, or leave the layers out"
+        )
+    for group in readers:
+        bits = {named[name].scheme.activation_bits for name in group}
+        if len(bits) == 1:
+            seen[group[0]].importance = sum(seen[name].importance for name in group)
+            for name in group[1:]:
+                named[name].input_quantizer = named[group[0]].input_quantizer
+                del seen[name]
+    for name, observed in seen.items():
+        quantizer = named[name].input_quantizer
+        assert quantizer is not None
+        quantizer.set_range(*observed.range(method, quantizer.bits))
+
+
+def freeze(student: nn.Module) -> tuple[nn.Module, dict[str, LayerQuant]]:
+    """A plain float copy whose quantized layers have weights on their grid, and the grids by layer name.
+
+    Running the result rounds weights only; the inputs' Q/DQ pairs are for whoever builds the graph.
+
+    Raises:
+        CompressError: if an input quantizer was never calibrated.
+    """
+    plain, record = copy.deepcopy(student), {}
+    for name, part in list(_fake(plain)):
+        quantizer = part.input_quantizer
+        if quantizer is not None and not quantizer.calibrated:
+            raise CompressError(f"{name}: freeze before calibrate; the input has no range yet")
+        record[name] = _record(part)
+        with torch.no_grad():
+            part.weight_quantizer.eval()
+            part.layer.weight.copy_(part.weight_quantizer(part.layer.weight))
+        plain = replaced(plain, name, part.layer)
+    return plain, record
+
+
+def replaced(module: nn.Module, name: str, part: nn.Module) -> nn.Module:
+    """`module` with the submodule of that name replaced in place; "" is the module itself."""
+    if not name:
+        return part
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, part)
+    return module
+
+
+def _fake(module: nn.Module) -> Iterator[tuple[str, FakeQuantized]]:
+    for name, part in module.named_modules():
+        if isinstance(part, FakeQuantized):
+            yield name, part
+
+
+def _record(part: FakeQuantized) -> LayerQuant:
+    weights, inputs = part.weight_quantizer, part.input_quantizer
+    scales = tuple(weights.step().detach().float().flatten().tolist())
+    bits, group = part.scheme.weight_bits, part.scheme.group_size
+    if inputs is None:
+        return LayerQuant(scales, bits, group)
+    with torch.no_grad():
+        step, zero = float(inputs.log_step.exp()), int(inputs.zero())
+    return LayerQuant(scales, bits, group, step, zero, inputs.bits, inputs.name)
+
+
+def _observe(
+    student: nn.Module,
+    named: Mapping[str, FakeQuantized],
+    seen: Mapping[str, Observed],
+    batches: Iterable[Mapping[str, Tensor]],
+) -> list[list[str]]:
+    """Fill `seen`; return the groups of layers that always read one and the same tensor."""
+    inputs: dict[int, tuple[Tensor, list[str]]] = {}
+    grouped: list[set[tuple[str, ...]]] = []
+
+    def watch(name: str) -> Any:
+        def hook(part: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0]
+            # Holding the tensor keeps its id from being given to another one in this pass.
+            inputs.setdefault(id(x), (x, []))[1].append(name)
+            seen[name].add(x, name)
+
+        return hook
+
+    hooks = [part.register_forward_pre_hook(watch(name)) for name, part in named.items()]
+    training, swapped = student.training, [(p, p.forward) for _, p in _fake(student)]
+    student.eval()
+    try:
+        for part, _ in swapped:
+            part.forward = part.layer.forward  # type: ignore[method-assign]
+        with torch.no_grad():
+            for batch in batches:
+                student(**batch)
+                grouped.append({tuple(names) for _, names in inputs.values()})
+                inputs.clear()
+    finally:
+        student.train(training)
+        for part, _ in swapped:
+            del part.forward
+        for handle in hooks:
+            handle.remove()
+    if not grouped:
+        raise CompressError("calibration needs at least one batch")
+    groups = set.intersection(*grouped)
+    # A layer that runs twice in a pass has no single input tensor; it keeps a quantizer of its own.
+    often = {n for n in named if sum(group.count(n) for group in set().union(*grouped)) > 1}
+    return [list(group) for group in groups if not often & set(group)]
+
+
+def _observer(layer: nn.Module) -> Observed:
+    """Channels are the last axis of a Linear's input, the second of a convolution's."""
+    weight = layer.weight.detach().float()
+    if isinstance(layer, nn.Linear):
+        return Observed(weight.square().sum(0))
+    # Of grouped convolutions each channel is read by its own group's filters only.
+    groups = weight.flatten(2).square().sum(2).unflatten(0, (layer.groups, -1))
+    return Observed(groups.sum(1).flatten(), axis=1)
+
+
+def _users(module: nn.Module) -> dict[int, list[str]]:
+    """Parameter id -> names of the modules that hold it."""
+    users: dict[int, list[str]] = {}
+    for name, part in module.named_modules():
+        for parameter in part._parameters.values():
+            if parameter is not None:
+                users.setdefault(id(parameter), []).append(name)
+    return users
+
+
+def _why(module: nn.Module, name: str) -> str:
+    try:
+        part = module.get_submodule(name)
+    except AttributeError:
+        return f"there is no such module; try one of {', '.join(list(quantizable(module))[:8])}"
+    if type(part) not in LAYERS:
+        return f"it is a {type(part).__name__}, not a Linear or Conv1d to Conv3d"
+    shared = [user for user in _users(module)[id(part.weight)] if user != name]
+    if shared:
+        return f"its weight is shared with {', '.join(shared)}, which would be rounded with it"
+    return "it lies inside nn.MultiheadAttention, which reads its weight directly; unfold it first"
+
+
+def _check_groups(layer: nn.Module, scheme: Scheme, name: str) -> None:
+    inputs = layer.weight[0].numel()
+    if scheme.group_size is not None and inputs % scheme.group_size:
+        raise CompressError(
+            f"{name}: {inputs} inputs do not divide into groups of {scheme.group_size}"
+        )
