@@ -50,6 +50,25 @@ class FakeQuantized(nn.Module):  # type: ignore[misc]
             return nn.functional.linear(x, weight, self.layer.bias)
         return self.layer._conv_forward(x, weight, self.layer.bias)
 
+    def in_float(self, x: Tensor) -> Tensor:
+        """The same without any rounding."""
+        if self.input_quantizer is not None and self.input_quantizer.shift is not None:
+            x = self.input_quantizer.smoothed(x) - self.input_quantizer.shift
+        return self.layer(x)
+
+
+class Smoothed(nn.Module):  # type: ignore[misc]
+    """A frozen layer whose input channels are brought together first: layer(x * multiplier + shift)."""
+
+    def __init__(self, layer: nn.Linear, multiplier: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("multiplier", multiplier)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x * self.multiplier + self.shift)
+
 
 def quantizable(module: nn.Module) -> dict[str, nn.Module]:
     """The layers that `fake_quantize` can replace, by name.
@@ -116,31 +135,18 @@ def calibrate(
 ) -> None:
     """Set the ranges of all input quantizers from calibration batches (keyword arguments of forward).
 
-    Inputs are observed in float, with rounded weights nowhere: the original network's ranges.
-    Layers that read the same tensor (query, key and value) then share one quantizer.
+    Inputs are observed with rounding nowhere: the original network's ranges. Layers that read the
+    same tensor (query, key and value) share one quantizer from then on.
 
     Raises:
         CompressError: if there are no batches, a layer never ran, or its input was not finite.
     """
-    named = {name: part for name, part in _fake(student) if part.input_quantizer is not None}
-    seen = {name: _observer(part.layer) for name, part in named.items()}
-    readers = _observe(student, named, seen, batches)
-    unseen = [name for name, observed in seen.items() if not observed.parts]
-    if unseen:
-        raise CompressError(
-            f"calibration never reached {', '.join(unseen[:5])}: give batches that run these "
-            "layers, or leave the layers out"
-        )
-    for group in readers:
-        bits = {named[name].scheme.activation_bits for name in group}
-        if len(bits) == 1:
-            seen[group[0]].importance = sum(seen[name].importance for name in group)
-            for name in group[1:]:
-                named[name].input_quantizer = named[group[0]].input_quantizer
-                del seen[name]
-    for name, observed in seen.items():
-        quantizer = named[name].input_quantizer
+    named = {name: part for name, part in fake_layers(student) if part.input_quantizer is not None}
+    for group, observed in observe(student, batches):
+        quantizer = named[group[0]].input_quantizer
         assert quantizer is not None
+        for name in group[1:]:
+            named[name].input_quantizer = quantizer
         quantizer.set_range(*observed.range(method, quantizer.bits))
 
 
@@ -153,16 +159,30 @@ def freeze(student: nn.Module) -> tuple[nn.Module, dict[str, LayerQuant]]:
         CompressError: if an input quantizer was never calibrated.
     """
     plain, record = copy.deepcopy(student), {}
-    for name, part in list(_fake(plain)):
+    for name, part in list(fake_layers(plain)):
         quantizer = part.input_quantizer
         if quantizer is not None and not quantizer.calibrated:
             raise CompressError(f"{name}: freeze before calibrate; the input has no range yet")
-        record[name] = _record(part)
+        part.weight_quantizer.eval()
         with torch.no_grad():
-            part.weight_quantizer.eval()
             part.layer.weight.copy_(part.weight_quantizer(part.layer.weight))
-        plain = replaced(plain, name, part.layer)
+        smooth = quantizer is not None and quantizer.shift is not None
+        record[f"{name}.layer" if smooth else name] = _record(part)
+        plain = replaced(plain, name, _smoothed(part) if smooth else part.layer)
     return plain, record
+
+
+def _smoothed(part: FakeQuantized) -> Smoothed:
+    """The shift goes into the bias, through the weights as they were rounded."""
+    layer, quantizer = part.layer, part.input_quantizer
+    assert quantizer is not None
+    assert quantizer.multiplier is not None
+    assert quantizer.shift is not None
+    with torch.no_grad():
+        multiplier, shift = quantizer.multiplier.detach().clone(), quantizer.shift.detach().clone()
+        bias = -(layer.weight @ shift)
+        layer.bias = nn.Parameter(bias if layer.bias is None else layer.bias + bias)
+    return Smoothed(layer, multiplier, shift)
 
 
 def replaced(module: nn.Module, name: str, part: nn.Module) -> nn.Module:
@@ -174,7 +194,8 @@ def replaced(module: nn.Module, name: str, part: nn.Module) -> nn.Module:
     return module
 
 
-def _fake(module: nn.Module) -> Iterator[tuple[str, FakeQuantized]]:
+def fake_layers(module: nn.Module) -> Iterator[tuple[str, FakeQuantized]]:
+    """The fake-quantized layers of a module, by name."""
     for name, part in module.named_modules():
         if isinstance(part, FakeQuantized):
             yield name, part
@@ -191,48 +212,74 @@ def _record(part: FakeQuantized) -> LayerQuant:
     return LayerQuant(scales, bits, group, step, zero, inputs.bits, inputs.name)
 
 
-def _observe(
+def observe(
+    student: nn.Module, batches: Iterable[Mapping[str, Tensor]]
+) -> list[tuple[list[str], Observed]]:
+    """Per input tensor of quantized layers: the layers that read it, and what was in it.
+
+    Raises:
+        CompressError: if there are no batches, a layer never ran, or its input was not finite.
+    """
+    named = {name: part for name, part in fake_layers(student) if part.input_quantizer is not None}
+    seen = {name: _observer(part.layer) for name, part in named.items()}
+    groups = _watch(student, named, seen, batches)
+    unseen = [name for name, observed in seen.items() if not observed.parts]
+    if unseen:
+        raise CompressError(
+            f"calibration never reached {', '.join(unseen[:5])}: give batches that run these "
+            "layers, or leave the layers out"
+        )
+    joined = [g for g in groups if len({named[name].scheme.activation_bits for name in g}) == 1]
+    for group in joined:
+        seen[group[0]].importance = sum(seen[name].importance for name in group)
+    grouped = {name for group in joined for name in group}
+    alone = [[name] for name in seen if name not in grouped]
+    return [(group, seen[group[0]]) for group in (*joined, *alone)]
+
+
+def _watch(
     student: nn.Module,
     named: Mapping[str, FakeQuantized],
     seen: Mapping[str, Observed],
     batches: Iterable[Mapping[str, Tensor]],
 ) -> list[list[str]]:
-    """Fill `seen`; return the groups of layers that always read one and the same tensor."""
+    """Run the batches in float, fill `seen`; return the groups that always read one and the same tensor."""
     inputs: dict[int, tuple[Tensor, list[str]]] = {}
-    grouped: list[set[tuple[str, ...]]] = []
+    passes: list[set[tuple[str, ...]]] = []
 
     def watch(name: str) -> Any:
-        def hook(part: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        def hook(part: FakeQuantized, arguments: tuple[Tensor, ...]) -> None:
             x = arguments[0]
             # Holding the tensor keeps its id from being given to another one in this pass.
             inputs.setdefault(id(x), (x, []))[1].append(name)
-            seen[name].add(x, name)
+            assert part.input_quantizer is not None
+            seen[name].add(part.input_quantizer.smoothed(x), name)
 
         return hook
 
     hooks = [part.register_forward_pre_hook(watch(name)) for name, part in named.items()]
-    training, swapped = student.training, [(p, p.forward) for _, p in _fake(student)]
+    training, parts = student.training, [part for _, part in fake_layers(student)]
     student.eval()
     try:
-        for part, _ in swapped:
-            part.forward = part.layer.forward  # type: ignore[method-assign]
+        for part in parts:
+            part.forward = part.in_float  # type: ignore[method-assign]
         with torch.no_grad():
             for batch in batches:
                 student(**batch)
-                grouped.append({tuple(names) for _, names in inputs.values()})
+                passes.append({tuple(names) for _, names in inputs.values()})
                 inputs.clear()
     finally:
         student.train(training)
-        for part, _ in swapped:
+        for part in parts:
             del part.forward
         for handle in hooks:
             handle.remove()
-    if not grouped:
+    if not passes:
         raise CompressError("calibration needs at least one batch")
-    groups = set.intersection(*grouped)
     # A layer that runs twice in a pass has no single input tensor; it keeps a quantizer of its own.
-    often = {n for n in named if sum(group.count(n) for group in set().union(*grouped)) > 1}
-    return [list(group) for group in groups if not often & set(group)]
+    every = set[tuple[str, ...]]().union(*passes)
+    often = {name for name in named if sum(group.count(name) for group in every) > 1}
+    return [list(g) for g in set.intersection(*passes) if len(g) > 1 and not often & set(g)]
 
 
 def _observer(layer: nn.Module) -> Observed:
@@ -269,7 +316,7 @@ def _why(module: nn.Module, name: str) -> str:
 
 
 def _check_groups(layer: nn.Module, scheme: Scheme, name: str) -> None:
-    inputs = layer.weight[0].numel()
+    inputs: int = layer.weight[0].numel()
     if scheme.group_size is not None and inputs % scheme.group_size:
         raise CompressError(
             f"{name}: {inputs} inputs do not divide into groups of {scheme.group_size}"

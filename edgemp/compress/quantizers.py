@@ -112,7 +112,9 @@ class WeightQuantizer(nn.Module):  # type: ignore[misc]
 class ActivationQuantizer(nn.Module):  # type: ignore[misc]
     """Asymmetric, unsigned, per tensor; the zero point is an integer at every forward pass.
 
-    Does nothing until `set_range` was called.
+    Does not round until `set_range` was called. Where channels differ much in range they are first
+    brought together by x * multiplier + offset (see `edgemp.compress.smooth`); the offset is taken
+    off again behind the grid, so that the layer's bias needs no change while it trains.
     """
 
     def __init__(self, bits: int, name: str) -> None:
@@ -121,7 +123,19 @@ class ActivationQuantizer(nn.Module):  # type: ignore[misc]
         self.top = 2**bits - 1
         self.log_step = nn.Parameter(torch.zeros(()))
         self.offset = nn.Parameter(torch.zeros(()))
+        self.multiplier: nn.Parameter | None = None
+        self.shift: nn.Parameter | None = None
         self.register_buffer("calibrated", torch.tensor(False))
+
+    def smooth(self, multiplier: Tensor, shift: Tensor) -> None:
+        """Bring channels together from now on: float32 [C] each; the readers' weights must follow."""
+        self.multiplier, self.shift = nn.Parameter(multiplier), nn.Parameter(shift)
+
+    def smoothed(self, x: Tensor) -> Tensor:
+        """What the grid is laid over: x itself, or x * multiplier + shift."""
+        if self.multiplier is None or self.shift is None:
+            return x
+        return x * self.multiplier + self.shift
 
     def set_range(self, low: float, high: float) -> None:
         """Take [low, high], widened to hold zero, which padding and ReLU need exactly."""
@@ -138,8 +152,9 @@ class ActivationQuantizer(nn.Module):  # type: ignore[misc]
         return round_straight_through((self.offset * self.top).clamp(0.0, self.top))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.calibrated:
-            return x
-        factor = 1.0 / math.sqrt(x.numel() * self.top)
-        step = self.log_step.exp()
-        return _FakeQuantize.apply(x, step, self.zero(), 0.0, float(self.top), factor)
+        x = self.smoothed(x)
+        if self.calibrated:
+            factor = 1.0 / math.sqrt(x.numel() * self.top)
+            step = self.log_step.exp()
+            x = _FakeQuantize.apply(x, step, self.zero(), 0.0, float(self.top), factor)
+        return x if self.shift is None else x - self.shift

@@ -29,6 +29,9 @@ class Observed:
     Attributes:
         importance: float32 [C], how much an error in each input channel costs: the squared norm of
             the weights that read it, so that the least error is sought at the layer's output.
+        axis: of the channels.
+        parts: sampled rows [n, C].
+        low, high: of all values; lows, highs: of each channel, [C].
     """
 
     importance: Tensor
@@ -36,6 +39,8 @@ class Observed:
     parts: list[Tensor] = field(default_factory=list)
     low: float = 0.0
     high: float = 0.0
+    lows: Tensor | None = None
+    highs: Tensor | None = None
 
     def add(self, x: Tensor, where: str) -> None:
         """Look at one batch.
@@ -48,6 +53,9 @@ class Observed:
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise CompressError(f"{where}: its input is not finite on a calibration sample")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        lows, highs = torch.aminmax(rows, dim=0)
+        self.lows = lows if self.lows is None else torch.minimum(self.lows, lows)
+        self.highs = highs if self.highs is None else torch.maximum(self.highs, highs)
         self.parts.append(rows[:: max(1, rows.numel() // KEPT_PER_BATCH)].clone())
 
     def range(self, method: Method, bits: int) -> tuple[float, float]:

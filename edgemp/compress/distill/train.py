@@ -79,7 +79,7 @@ def distill(
         CompressError: for samples, modules, terms or a folder that cannot be used.
         DivergedError: if NaN or infinity came back after `recipe.retries` roll-backs.
     """
-    with world() as everyone, _deterministic(recipe.seed):
+    with world() as everyone, _deterministic(recipe.seed, device_of(student)):
         run = _Run(student, teacher, dataset, terms, recipe, everyone)
         run.inputs(student_inputs, teacher_inputs, lengths, collate, report or _silent)
         with recomputed(student, recipe.recompute):
@@ -428,20 +428,20 @@ class _Run:
 
 
 @contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
-    """Seeded, with deterministic kernels where torch has them; the caller's settings come back."""
+def _deterministic(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeded, on GPUs with deterministic kernels where torch has them; the settings come back."""
     before = torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # A guard against reading fresh memory, which costs a pass over every new tensor.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        # On CPUs the kernels used here are deterministic, and the switch alone costs seconds: it
+        # imports torch's compiler.
+        if device.type != "cpu":
+            torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before)
-            torch.utils.deterministic.fill_uninitialized_memory = filled
+            if device.type != "cpu":
+                torch.use_deterministic_algorithms(before)
 
 
 def _check_separate(student: nn.Module, teacher: nn.Module | Recorded) -> None:
