@@ -76,12 +76,7 @@ def quantizable(module: nn.Module) -> dict[str, nn.Module]:
     Not among them: layers inside `nn.MultiheadAttention` (it reads their weights directly; see
     `edgemp.compress.shrink.attention.unfold`), and layers whose weight another module uses too.
     """
-    inside = {
-        f"{name}.{child}" if name else child
-        for name, part in module.named_modules()
-        if isinstance(part, nn.MultiheadAttention)
-        for child, _ in part.named_modules()
-    }
+    inside = _inside_attention(module)
     users = _users(module)
     return {
         name: part
@@ -292,6 +287,16 @@ def _observer(layer: nn.Module) -> Observed:
     return Observed(groups.sum(1).flatten(), axis=1)
 
 
+def _inside_attention(module: nn.Module) -> set[str]:
+    return {
+        f"{name}.{child}" if name else child
+        for name, part in module.named_modules()
+        if isinstance(part, nn.MultiheadAttention)
+        for child, _ in part.named_modules()
+        if child
+    }
+
+
 def _users(module: nn.Module) -> dict[int, list[str]]:
     """Parameter id -> names of the modules that hold it."""
     users: dict[int, list[str]] = {}
@@ -307,12 +312,14 @@ def _why(module: nn.Module, name: str) -> str:
         part = module.get_submodule(name)
     except AttributeError:
         return f"there is no such module; try one of {', '.join(list(quantizable(module))[:8])}"
+    if name in _inside_attention(module):
+        return (
+            "it lies inside nn.MultiheadAttention, which reads its weight directly; unfold it first"
+        )
     if type(part) not in LAYERS:
         return f"it is a {type(part).__name__}, not a Linear or Conv1d to Conv3d"
     shared = [user for user in _users(module)[id(part.weight)] if user != name]
-    if shared:
-        return f"its weight is shared with {', '.join(shared)}, which would be rounded with it"
-    return "it lies inside nn.MultiheadAttention, which reads its weight directly; unfold it first"
+    return f"its weight is shared with {', '.join(shared)}, which would be rounded with it"
 
 
 def _check_groups(layer: nn.Module, scheme: Scheme, name: str) -> None:

@@ -22,7 +22,7 @@ from edgemp.compress.ranges import Observed
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """How much of the difference between channels moves into the weights (SmoothQuant's alpha)."""
 
-SHARE_LEFT = 0.7
+SHARE_LEFT = 0.5
 """Kept only where at most this share of the squared output error is left."""
 
 
