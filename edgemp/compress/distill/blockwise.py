@@ -7,6 +7,7 @@ One block at a time needs no labels, little memory, and no back-propagation thro
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ class _Work:
     ) -> None:
         self.block, self.calls, self.targets = block, calls, targets
         self.masks, self.settings, self.name = masks, settings, name
+        self.begun = 1.0
         self.variance = float(torch.stack([t.float().var() for t in targets]).mean()) or 1.0
 
     def loss(self, index: int) -> Tensor:
@@ -165,7 +167,7 @@ class _Work:
     def train(self, steps: int) -> BlockReport:
         learned = self.settings.rounding == "learned"
         layers = [m for m in self.block.modules() if isinstance(m, FakeQuantized)]
-        before = self.error()
+        before = self.begun = self.error()
         saved = {k: v.clone() for k, v in self.block.state_dict().items()}
         if learned:
             for layer in layers:
@@ -199,16 +201,13 @@ class _Work:
             queue = queue or torch.randperm(len(self.calls), generator=order).tolist()
             loss = self.loss(queue.pop())
             if settings.rounding == "learned" and step > 0.2 * planned:
-                # BRECQ's schedule: beta falls from 20 to 2 after a warm-up fifth.
-                beta = 2.0 + 18.0 * 0.5 * (
-                    1.0 + float(torch.cos(torch.tensor(3.14159 * step / planned)))
-                )
-                loss = loss + 0.01 * sum(
-                    q.undecided(beta) for q in quantizers if q.rounding is not None
-                )
+                beta = _beta(step / planned)
+                undecided = [q.undecided(beta) for q in quantizers if q.rounding is not None]
+                # In units of the error to begin with: neither must drown the other.
+                loss = loss + 0.1 * self.begun * torch.stack(undecided).mean()
             if not torch.isfinite(loss):
                 raise DivergedError(
-                    f"{self.name}: the loss is {float(loss)} at step {step}; "
+                    f"{self.name}: the loss is {float(loss.detach())} at step {step}; "
                     f"lower learning_rate ({settings.learning_rate}) or step_rate"
                 )
             optimizer.zero_grad(set_to_none=True)
@@ -217,6 +216,11 @@ class _Work:
             schedule.step()
         for module in quantizers:
             module.eval()
+
+
+def _beta(share: float) -> float:
+    """BRECQ's exponent: it falls from 20 to 2, so that what is nearly decided decides last."""
+    return 2.0 + 9.0 * (1.0 + math.cos(math.pi * share))
 
 
 def _parameters(block: nn.Module, learned: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -25,8 +25,10 @@ class Recipe:
         ema: decay of the moving average that is validated and returned; None: the last weights are.
         clip: largest gradient norm.
         precision: "bf16" and "fp16" run the forward pass under autocast; weights stay float32.
-        validation: share of the training data kept to choose the best weights by; never held-out data.
-        validate_every: steps between validations, each with a checkpoint; None: twenty in all.
+        validation: share of the training data (at most 512 samples) kept to choose the best weights
+            by; never held-out data.
+        validate_every: steps between validations, each with a checkpoint; None: twenty in all, but
+            at least 25.
         patience: validations without improvement before training stops early; None: never.
         recompute: names of blocks whose activations are recomputed (gradient checkpointing).
         retries: roll-backs after NaN or infinity, each with half the learning rate, before giving up.

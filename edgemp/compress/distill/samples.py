@@ -16,6 +16,10 @@ Batch = dict[str, Tensor]
 Collate = Callable[[Sequence[Mapping[str, Any]]], Batch]
 
 
+MOST_VALIDATION = 512
+"""Samples kept for validation at most: enough to tell checkpoints apart, few enough to look often."""
+
+
 class Dataset(Protocol):
     """Anything with a length whose items are {name: array, tensor or number}, without a batch axis."""
 
@@ -70,7 +74,7 @@ def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
             f"training needs samples, at least 2 (one to validate with), and was given {count}"
         )
     order = np.random.default_rng(seed).permutation(count)
-    kept = min(max(1, round(count * share)), count - 1)
+    kept = min(max(1, round(count * share)), MOST_VALIDATION, count - 1)
     return sorted(int(i) for i in order[kept:]), sorted(int(i) for i in order[:kept])
 
 

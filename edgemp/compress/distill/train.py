@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from edgemp.compress.distill import losses as _losses  # registers the terms
 from edgemp.compress.distill.checkpoint import Checkpoints, digest
-from edgemp.compress.distill.gradients import backward, ran_out_of_memory, total_loss
-from edgemp.compress.distill.outputs import Recorded, Tapped, device_of, recomputed
+from edgemp.compress.distill.feed import Feed, Names, judge
+from edgemp.compress.distill.gradients import backward, ran_out_of_memory
+from edgemp.compress.distill.outputs import Recorded, device_of, recomputed
 from edgemp.compress.distill.parallel import World, world
 from edgemp.compress.distill.recipe import Outcome, Progress, Recipe, Report
 from edgemp.compress.distill.samples import Batch, Collate, Dataset, Order, fetch, split, stack
@@ -37,6 +38,9 @@ TIMED_STEPS = 5
 
 RESERVE = 0.95
 """Share of the minutes that steps may fill; checkpoints and a slower hour take the rest."""
+
+FEWEST = 25
+"""Steps between validations at least, or looking would take longer than learning."""
 
 __all__ = ["Outcome", "Progress", "Recipe", "Recorded", "distill"]
 assert _losses.REGISTRY
@@ -54,8 +58,8 @@ def distill(
     recipe: Recipe,
     *,
     folder: Path | None = None,
-    student_inputs: Mapping[str, str] | None = None,
-    teacher_inputs: Mapping[str, str] | None = None,
+    student_inputs: Names | None = None,
+    teacher_inputs: Names | None = None,
     lengths: Sequence[int] | None = None,
     collate: Collate = stack,
     report: Report | None = None,
@@ -80,8 +84,9 @@ def distill(
         DivergedError: if NaN or infinity came back after `recipe.retries` roll-backs.
     """
     with world() as everyone, _deterministic(recipe.seed, device_of(student)):
-        run = _Run(student, teacher, dataset, terms, recipe, everyone)
-        run.inputs(student_inputs, teacher_inputs, lengths, collate, report or _silent)
+        built = build_terms(terms)
+        feed = Feed(student, teacher, dataset, built, collate, student_inputs, teacher_inputs)
+        run = _Run(feed, built, terms, recipe, everyone, lengths, report or _silent)
         with recomputed(student, recipe.recompute):
             return run.all(folder)
 
@@ -91,63 +96,34 @@ class _Run:
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module | Recorded,
-        dataset: Dataset,
-        terms: Sequence[Mapping[str, Any] | Term],
+        feed: Feed,
+        terms: Sequence[Term],
+        config: Sequence[Mapping[str, Any] | Term],
         recipe: Recipe,
         everyone: World,
-    ) -> None:
-        self.student, self.teacher, self.dataset = student, teacher, dataset
-        self.recipe, self.world, self.config = recipe, everyone, terms
-        self.terms, self.device = build_terms(terms), device_of(student)
-        _check_separate(student, teacher)
-        if recipe.batch_size % everyone.size:
-            raise CompressError(
-                f"batch_size {recipe.batch_size} cannot be shared by {everyone.size} processes"
-            )
-        count = len(dataset)
-        if isinstance(teacher, Recorded) and len(teacher) != count:
-            raise CompressError(
-                f"the recorded teacher has answers to {len(teacher)} samples, but there are {count}"
-            )
-        self.training, self.validation = split(count, recipe.validation, recipe.seed)
-        if len(self.training) < everyone.size:
-            raise CompressError(f"{count} samples are too few for {everyone.size} processes")
-
-    def inputs(
-        self,
-        student_inputs: Mapping[str, str] | None,
-        teacher_inputs: Mapping[str, str] | None,
         lengths: Sequence[int] | None,
-        collate: Collate,
         report: Report,
     ) -> None:
-        """Wire samples to both sides, and build what the terms learn from a first batch."""
-        self.collate, self.report = collate, report
-        if lengths is not None and len(lengths) != len(self.dataset):
-            raise CompressError(f"{len(lengths)} lengths for {len(self.dataset)} samples")
-        size = min(self.recipe.batch_size, len(self.training)) // self.world.size * self.world.size
-        if any(t.needs_company for t in self.terms) and size // self.world.size < 2:
+        self.feed, self.student, self.device = feed, feed.student.module, feed.device
+        self.terms, self.config, self.recipe = terms, config, recipe
+        self.world, self.report = everyone, report
+        count, size = len(feed.dataset), recipe.batch_size
+        training, self.validation = split(count, recipe.validation, recipe.seed)
+        if size % everyone.size or len(training) < everyone.size:
+            raise CompressError(
+                f"batch_size {size} of {len(training)} training samples cannot be shared by "
+                f"{everyone.size} processes"
+            )
+        if lengths is not None and len(lengths) != count:
+            raise CompressError(f"{len(lengths)} lengths for {count} samples")
+        size = min(size, len(training)) // everyone.size * everyone.size
+        if any(term.needs_company for term in terms) and size // everyone.size < 2:
             raise CompressError(
                 "a loss term compares samples with each other: each process needs 2 or more per batch"
             )
-        self.order = Order(self.training, size, self.recipe.seed, lengths)
-        mine = set().union(*(term.student_taps() for term in self.terms))
-        theirs = set().union(*(term.teacher_taps() for term in self.terms))
-        self.tapped = Tapped(self.student, student_inputs, mine, "student")
-        self.asked = (
-            None
-            if isinstance(self.teacher, Recorded)
-            else Tapped(self.teacher.eval(), teacher_inputs, theirs, "teacher")
-        )
-        probe = self.validation[:4] if len(self.validation) > 1 else self.training[:2]
-        batch, answers = self.batch(probe)
-        self.student.eval()
-        with torch.no_grad():
-            told = self.tapped(batch)
-        for term in self.terms:
-            term.prepare(told, answers, batch)
+        self.order = Order(training, size, recipe.seed, lengths)
+        # Two at least, or terms that compare samples could not be tried.
+        feed.prepare(terms, self.validation[:4] if len(self.validation) > 1 else training[:2])
 
     def all(self, folder: Path | None) -> Outcome:
         """Resume or begin, run all steps, return what came of it."""
@@ -162,7 +138,7 @@ class _Run:
         # The first process writes files from here on; the others must have looked before that.
         self.world.barrier()
         self.steps = self.recipe.steps or decided or self.steps_in_time()
-        self.every = self.recipe.validate_every or max(1, self.steps // 20)
+        self.every = self.recipe.validate_every or max(min(FEWEST, self.steps), self.steps // 20)
         if saved is None:
             self.note("")
             self.validate()
@@ -199,7 +175,7 @@ class _Run:
         """Gradient and update of one batch; half the part size after running out of memory."""
         state, recipe = self.state, self.recipe
         indices = self.order.batch(state.step)[self.world.rank :: self.world.size]
-        batch, answers = self.batch(indices)
+        batch, answers = self.feed.batch(indices)
         rate = recipe.rate(state.step, self.steps) * state.slower
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -228,7 +204,7 @@ class _Run:
             failed, loss = False, 0.0
             try:
                 loss = backward(
-                    self.tapped,
+                    self.feed.student,
                     self.terms,
                     answers,
                     batch,
@@ -297,57 +273,14 @@ class _Run:
         state.swap()
         self.student.eval()
         state.terms.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        chunks = [
-            self.validation[at : at + self.order.size]
-            for at in range(0, len(self.validation), self.order.size)
-        ]
-        # Relations need company: a last sample on its own joins the chunk before it.
-        if len(chunks) > 1 and len(chunks[-1]) == 1:
-            chunks[-2:] = [[*chunks[-2], *chunks[-1]]]
-        for indices in chunks[self.world.rank :: self.world.size]:
-            sums += self.judged(indices)
-        loss, fidelity = self.judgement(self.world.summed(sums))
+        loss, fidelity = judge(
+            self.feed, self.terms, self.validation, self.order.size, self.cast, self.world
+        )
         state.keep_best(loss, fidelity)
         state.swap()
         state.history.append(
             {"step": state.step, "loss": loss, "fidelity": fidelity, "training": training_loss}
         )
-
-    def judged(self, indices: Sequence[int]) -> Tensor:
-        """[summed loss, samples, summed cosine, samples with a cosine] of one batch."""
-        batch, answers = self.batch(indices)
-        with torch.no_grad():
-            with self.cast():
-                told = self.tapped(batch)
-            alone = len(indices) == 1
-            terms = [t for t in self.terms if not (alone and t.needs_company)]
-            loss = float(total_loss(terms, told, answers, batch)) if terms else 0.0
-        s, t = told.get("output"), answers.get("output")
-        if s is None or t is None:
-            s, t = next(iter(told.values())), next(iter(answers.values()))
-        near = 0.0
-        if s.shape == t.shape:
-            rows = (x.float().reshape(len(indices), -1) for x in (s, t))
-            near = float(nn.functional.cosine_similarity(*rows, dim=1).sum())
-        count = len(indices)
-        found = [loss * count, count, near, count * (s.shape == t.shape)]
-        return torch.tensor(found, dtype=torch.float64, device=self.device)
-
-    def judgement(self, sums: Tensor) -> tuple[float, float | None]:
-        loss, count, near, compared = sums.tolist()
-        loss = loss / count
-        # NaN would never be beaten by a better one.
-        return loss if math.isfinite(loss) else math.inf, near / compared if compared else None
-
-    def batch(self, indices: Sequence[int]) -> tuple[Batch, Mapping[str, Tensor]]:
-        """A batch and the teacher's answers to it."""
-        batch = fetch(self.dataset, indices, self.collate, self.device)
-        if self.asked is None:
-            assert isinstance(self.teacher, Recorded)
-            return batch, self.teacher.rows(indices, self.device)
-        with torch.no_grad():
-            return batch, self.asked(batch)
 
     def steps_in_time(self) -> int:
         """How many steps fit into the recipe's minutes; recorded before the first one counts."""
@@ -381,9 +314,9 @@ class _Run:
 
     def fingerprint(self) -> str:
         """What makes this run this run."""
-        count = len(self.dataset)
+        count = len(self.feed.dataset)
         some = sorted({0, count // 3, 2 * count // 3, count - 1})
-        seen = [fetch(self.dataset, [i], self.collate, "cpu") for i in some]
+        seen = [fetch(self.feed.dataset, [i], self.feed.collate, "cpu") for i in some]
         options = [
             c if isinstance(c, Mapping) else {k: v for k, v in vars(c).items() if k[0] != "_"}
             for c in self.config
@@ -442,18 +375,6 @@ def _deterministic(seed: int, device: torch.device) -> Iterator[None]:
         finally:
             if device.type != "cpu":
                 torch.use_deterministic_algorithms(before)
-
-
-def _check_separate(student: nn.Module, teacher: nn.Module | Recorded) -> None:
-    if isinstance(teacher, Recorded):
-        return
-    theirs = {p.data_ptr(): name for name, p in teacher.named_parameters() if p.numel()}
-    for name, parameter in student.named_parameters():
-        if parameter.requires_grad and parameter.data_ptr() in theirs:
-            raise CompressError(
-                f"student and teacher share the weight {name!r} ({theirs[parameter.data_ptr()]!r} of "
-                "the teacher), so training would change the teacher: pass a copy (copy.deepcopy)"
-            )
 
 
 def _mixed(*numbers: int) -> int:

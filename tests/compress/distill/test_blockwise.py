@@ -22,17 +22,19 @@ def quantized(teacher: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("rounding", ["free", "learned"])
 def test_every_block_gets_nearer_and_so_do_the_outputs(rounding: str) -> None:
-    teacher = seeded(Encoder)
+    teacher = seeded(Encoder, depth=3)
     student = quantized(teacher)
     unseen = tokens(12)[8:]
     before = nearness(student, teacher, unseen)
-    settings = Settings(steps=80, learning_rate=2e-3, step_rate=1e-2, rounding=rounding)  # type: ignore[arg-type]
+    settings = Settings(steps=100, learning_rate=2e-3, step_rate=2e-2, rounding=rounding)  # type: ignore[arg-type]
     reports = reconstruct(student, teacher, tokens(8), settings)
-    assert [r.name for r in reports] == [f"blocks.{i}" for i in range(4)]
-    assert all(r.after < 0.9 * r.before for r in reports)
+    assert [r.name for r in reports] == [f"blocks.{i}" for i in range(3)]
+    # The first block's inputs are exact: what is left there is its own 6-bit activations.
+    assert all(r.after < r.before for r in reports)
+    assert all(r.after < 0.8 * r.before for r in reports[1:])
     assert 1 - nearness(student, teacher, unseen) < 0.7 * (1 - before)
     plain, record = freeze(student)
-    assert len(record) == 24
+    assert len(record) == 18
     assert 1 - nearness(plain, teacher, unseen) < 1 - before
 
 

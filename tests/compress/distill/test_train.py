@@ -441,7 +441,7 @@ def test_a_quantized_student_learns_back_what_rounding_took() -> None:
         teacher=teacher,
         dataset=data,
         terms=[{"term": "cosine"}, {"term": "similarity"}],
-        recipe=recipe(steps=250, learning_rate=2e-3),
+        recipe=recipe(steps=120, learning_rate=3e-3),
     )
     assert outcome.initial_fidelity is not None
     assert outcome.fidelity is not None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgemp.compress.blocks import entry_of, find_blocks
 from edgemp.compress.shrink.attention import unfold
-from edgemp.compress.shrink.depth import block_influence, drop_layers
+from edgemp.compress.shrink.depth import Skipped, block_influence, drop_layers
 from edgemp.compress.shrink.groups import find_groups
 from edgemp.compress.shrink.low_rank import factorize
 from edgemp.compress.shrink.repair import repair, ridge
@@ -66,12 +66,7 @@ def test_the_search_looks_at_the_outputs_not_at_the_influence_alone() -> None:
     wanted = {"blocks.0", "blocks.2"}
 
     def distance(candidate: nn.Module) -> float:
-        names = {
-            n
-            for n in ("blocks.0", "blocks.2")
-            if type(candidate.get_submodule(n)).__name__ == "Skipped"
-        }
-        return -float(len(names))
+        return -float(sum(isinstance(candidate.get_submodule(name), Skipped) for name in wanted))
 
     _, report = drop_layers(module, tokens(2), 2, distance=distance, repaired=False)
     assert set(report.dropped) == wanted
@@ -173,7 +168,7 @@ def test_multihead_attention_unfolds_into_equal_layers_and_loses_heads() -> None
     assert [p.group.kind for p in report.pruned] == ["heads", "heads"]
     assert student.layers[0].self_attn.query.out_features == 16
     assert output(student, batch).shape == output(module, batch).shape
-    with pytest.raises(UnsupportedModuleError, match="unfold nn.MultiheadAttention first"):
+    with pytest.raises(UnsupportedModuleError, match=r"unfold nn\.MultiheadAttention first"):
         prune(module, [batch], heads=0.5)
 
 
@@ -231,9 +226,7 @@ def test_constants_in_a_forward_that_can_be_traced_are_rewritten() -> None:
 def test_pruning_shared_weights_and_odd_shares_is_refused() -> None:
     module = seeded(Encoder)
     module.blocks[1].up.weight = module.blocks[0].up.weight
-    with pytest.raises(
-        UnsupportedModuleError, match="shares its weight with blocks.0.up, blocks.1.up"
-    ):
+    with pytest.raises(UnsupportedModuleError, match=r"shares its weight with blocks\.0\.up, "):
         prune(module, tokens(1), channels=0.5)
     with pytest.raises(CompressError, match=r"channels is 0\.0"):
         prune(module, tokens(1), channels=0.0)
