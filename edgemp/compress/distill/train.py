@@ -127,13 +127,12 @@ class _Run:
 
     def all(self, folder: Path | None) -> Outcome:
         """Resume or begin, run all steps, return what came of it."""
+        # Before anything is copied from the weights: all processes begin with the first one's.
+        for module in (self.student, *self.terms):
+            for tensor in module.state_dict().values():
+                self.world.share(tensor)
         self.state = State(self.student, self.terms, self.recipe)
         self.files = Checkpoints(folder, self.fingerprint(), self.world.first)
-        for tensor in (
-            *self.student.state_dict().values(),
-            *self.state.terms.state_dict().values(),
-        ):
-            self.world.share(tensor)
         saved, decided = self.files.load(), self.files.decided("steps")
         # The first process writes files from here on; the others must have looked before that.
         self.world.barrier()

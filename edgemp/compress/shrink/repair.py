@@ -17,8 +17,10 @@ from edgemp.errors import CompressError
 
 Batches = Sequence[Mapping[str, Tensor]]
 
-STRENGTH = 1e-3
-"""Of the penalty, relative to the mean power of the inputs: enough for nearly collinear ones."""
+Pairs = Sequence[tuple[Tensor, Tensor]]
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Penalties that are tried, relative to the mean power of the inputs."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,6 @@ def repair(
     batches: Batches,
     pairs: Sequence[tuple[str, str]],
     mask: str | None = None,
-    strength: float = STRENGTH,
 ) -> list[Repaired]:
     """Refit blocks of `student` in place, front to back.
 
@@ -49,10 +50,10 @@ def repair(
             order; a block whose last Linear does not add to its output (through a LayerNorm at
             most) is left as it is.
         mask: name of an input [B, L], 1 where a token counts.
-        strength: of the ridge penalty.
 
     Returns:
-        what was refitted; a refit that does not lower the block's error is undone.
+        what was tried. The penalty is the one that does best on a quarter of the rows, kept back
+        from the fit; where none helps there, or the block's error does not fall, nothing changes.
     """
     student.eval()
     teacher.eval()
@@ -61,33 +62,67 @@ def repair(
         masks = [batch[mask] if mask else None for batch in batches]
         entries = [entry_of(student, mine, batch) for batch in batches]
         targets = [_output(calls_of(teacher, [theirs], batch), theirs) for batch in batches]
-        found = _refit_block(student.get_submodule(mine), entries, targets, masks, strength)
+        found = _refit_block(student.get_submodule(mine), entries, targets, masks)
         if found is not None:
             done.append(Repaired(mine, *found))
     return done
 
 
 def ridge(
-    pairs: Sequence[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor | None, strength: float
+    pairs: Pairs, weight: Tensor, bias: Tensor | None, strength: float
 ) -> tuple[Tensor, Tensor]:
     """(W, b) with the least sum of |x W^T + b - y|^2 + penalty |W - weight|^2, in float64.
 
     Args:
         pairs: (x [n, in], y [n, out]).
         weight, bias: [out, in] and [out], where the solution starts from.
+        strength: of the penalty, relative to the mean power of the inputs.
     """
-    inside, outside = weight.shape[1], weight.shape[0]
-    gram = torch.zeros(inside + 1, inside + 1, dtype=torch.float64)
-    cross = torch.zeros(inside + 1, outside, dtype=torch.float64)
-    start = torch.cat([weight.T, torch.zeros(1, outside) if bias is None else bias[None]]).double()
-    for x, y in pairs:
-        rows = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64)], 1)
-        gram += rows.T @ rows
-        cross += rows.T @ (y.double() - rows @ start)
-    penalty = strength * gram.diagonal()[:-1].mean().clamp_min(1e-12)
-    gram.diagonal()[:-1] += penalty
-    solution = start + torch.linalg.solve(gram, cross)
-    return solution[:-1].T.to(weight.dtype), solution[-1].to(weight.dtype)
+    return _Normal(pairs, weight, bias).solved(strength)
+
+
+class _Normal:
+    """The normal equations of a ridge regression, for several penalties."""
+
+    def __init__(self, pairs: Pairs, weight: Tensor, bias: Tensor | None) -> None:
+        outside, inside = weight.shape
+        self.kind = weight.dtype
+        self.gram = torch.zeros(inside + 1, inside + 1, dtype=torch.float64)
+        self.cross = torch.zeros(inside + 1, outside, dtype=torch.float64)
+        level = torch.zeros(1, outside) if bias is None else bias[None]
+        self.start = torch.cat([weight.T, level.to(weight.dtype)]).double()
+        for x, y in pairs:
+            rows = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64)], 1)
+            self.gram += rows.T @ rows
+            self.cross += rows.T @ (y.double() - rows @ self.start)
+
+    def solved(self, strength: float) -> tuple[Tensor, Tensor]:
+        gram = self.gram.clone()
+        gram.diagonal()[:-1] += strength * gram.diagonal()[:-1].mean().clamp_min(1e-12)
+        solution = self.start + torch.linalg.solve(gram, self.cross)
+        return solution[:-1].T.to(self.kind), solution[-1].to(self.kind)
+
+
+def _refitted(pairs: Pairs, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """The ridge solution whose penalty did best on rows it was not fitted to; None: none helped."""
+    if len(pairs) >= 4:
+        kept = pairs[3::4]
+        fitted: Pairs = [pair for at, pair in enumerate(pairs) if at % 4 != 3]
+    else:
+        # Rows lie sample after sample, so this keeps back other samples.
+        cuts = [3 * len(x) // 4 for x, _ in pairs]
+        fitted = [(x[:at], y[:at]) for (x, y), at in zip(pairs, cuts, strict=True)]
+        kept = [(x[at:], y[at:]) for (x, y), at in zip(pairs, cuts, strict=True)]
+
+    def error(candidate: tuple[Tensor, Tensor | None]) -> float:
+        return sum(float((nn.functional.linear(x, *candidate) - y).square().sum()) for x, y in kept)
+
+    part = _Normal(fitted, weight, bias)
+    errors = {strength: error(part.solved(strength)) for strength in STRENGTHS}
+    best = min(errors, key=errors.__getitem__)
+    if not errors[best] < error((weight, bias)):
+        return None
+    return ridge(pairs, weight, bias, best)
 
 
 def _refit_block(
@@ -95,7 +130,6 @@ def _refit_block(
     entries: Sequence[Call],
     targets: Sequence[Tensor],
     masks: Sequence[Tensor | None],
-    strength: float,
 ) -> tuple[str, float, float] | None:
     names = [name for name, part in block.named_modules() if type(part) is nn.Linear]
     if not names:
@@ -111,10 +145,12 @@ def _refit_block(
         for entry, target, mask in zip(entries, targets, masks, strict=True)
     ]
     old = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
-    weight, bias = ridge(pairs, *old, strength)
+    found = _refitted(pairs, *old)
+    if found is None:
+        return order[-1], before, before
     with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias = nn.Parameter(bias)
+        layer.weight.copy_(found[0])
+        layer.bias = nn.Parameter(found[1])
     after = _error(block, entries, targets, masks)
     if not after < before:
         with torch.no_grad():

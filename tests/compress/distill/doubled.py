@@ -33,7 +33,7 @@ def main(file: Path, scarce: bool) -> None:
         student,
         seeded(Mlp, 16),
         vectors(60),
-        [{"term": "cosine"}, {"term": "features", "projector": "always"}],
+        [{"term": "cosine"}, {"term": "features", "projector": "always", "weight": 1e-3}],
         Recipe(steps=30, learning_rate=0.01, batch_size=8, validate_every=10),
         folder=file.with_suffix(".run"),
     )

@@ -91,14 +91,12 @@ class Indexed(Encoder):
         return self.norm(x).mean(1)
 
 
-def test_a_forward_that_counts_its_blocks_gets_stand_ins_without_weights(tmp_path: Path) -> None:
+def test_a_forward_that_counts_its_blocks_gets_stand_ins_without_weights() -> None:
     module = seeded(Indexed)
     student, _ = drop_layers(module, tokens(2), 2)
     assert len(student.blocks) == 4
     assert size(student) < 0.6 * size(module)
-    batch = tokens(1)[0]
-    found = exported(student, batch, tmp_path)
-    np.testing.assert_allclose(found, output(student, batch).numpy(), rtol=1e-3, atol=1e-4)
+    assert output(student, tokens(1)[0]).shape == (8, 32)
 
 
 def test_a_depth_that_is_not_there_is_refused() -> None:
@@ -129,7 +127,7 @@ def silenced(module: Encoder, heads: list[int], channels: list[int]) -> Encoder:
     return module
 
 
-def test_what_adds_nothing_is_cut_without_any_loss(tmp_path: Path) -> None:
+def test_what_adds_nothing_is_cut_without_any_loss() -> None:
     module = silenced(seeded(Encoder), [1, 2], list(range(0, 64, 2)))
     student, report = prune(module, tokens(2), heads=0.5, channels=0.5, repaired=False)
     assert {p.kept for p in report.pruned} == {(0, 3), tuple(range(1, 64, 2))}
@@ -142,9 +140,6 @@ def test_what_adds_nothing_is_cut_without_any_loss(tmp_path: Path) -> None:
         torch.testing.assert_close(
             output(student, batch), output(module, batch), rtol=1e-4, atol=1e-5
         )
-    batch = tokens(1)[0]
-    found = exported(student, batch, tmp_path)
-    np.testing.assert_allclose(found, output(module, batch).numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_the_least_contribution_goes_first_and_repair_helps() -> None:
@@ -203,7 +198,7 @@ def test_a_forward_with_fixed_sizes_is_refused_by_name() -> None:
         prune(seeded(FixedHeads), tokens(1), channels=0.5)
 
 
-def test_constants_in_a_forward_that_can_be_traced_are_rewritten() -> None:
+def test_constants_in_a_forward_that_can_be_traced_are_rewritten_and_export(tmp_path: Path) -> None:
     class Constant(FixedHeads):
         class Block(FixedHeads.Block):
             def forward(self, x: Tensor) -> Tensor:
@@ -220,7 +215,9 @@ def test_constants_in_a_forward_that_can_be_traced_are_rewritten() -> None:
     student, report = prune(module, tokens(2), heads=0.75, repaired=False)
     assert {p.kept for p in report.pruned} == {(1, 2, 3)}
     batch = tokens(1)[0]
-    torch.testing.assert_close(output(student, batch), output(module, batch), rtol=1e-4, atol=1e-5)
+    wanted = output(module, batch)
+    torch.testing.assert_close(output(student, batch), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(exported(student, batch, tmp_path), wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_pruning_shared_weights_and_odd_shares_is_refused() -> None:
