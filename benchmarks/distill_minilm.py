@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.known.sentences import MORE_TRAINING, TRAINING, corpus
 from benchmarks.rows import Row, print_table, write_rows
+from edgemp.compress.bias_correction import correct_biases
 from edgemp.compress.distill.blockwise import Settings, reconstruct
 from edgemp.compress.distill.outputs import Recorded
 from edgemp.compress.distill.recipe import Progress, Recipe
@@ -106,11 +107,13 @@ def figures(original: Tensor, found: Tensor) -> dict[str, float]:
 
 
 def quantized(teacher: nn.Module, sentences: Sentences, leveled: bool) -> nn.Module:
-    """W8A8 of all Linear layers, calibrated on 256 sentences, with or without levelled channels."""
+    """W8A8 of all Linear layers, calibrated on 256 sentences; `leveled`: channels and biases too."""
     student, batches = fake_quantize(teacher), sentences.batches(256, 32, seed=0)
     if leveled:
         smooth(student, batches)
     calibrate(student, batches, "minmax")
+    if leveled:
+        correct_biases(student, batches)
     return student
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from edgemp.compress.bias_correction import correct_biases
 from edgemp.compress.fake_quant import (
     FakeQuantized,
     calibrate,
@@ -246,6 +248,26 @@ def test_a_levelled_layer_freezes_into_a_scale_a_shift_and_a_linear() -> None:
         hidden = torch.tanh(part.layer(torch.from_numpy(read)))
         y = plain.second(torch.from_numpy(onnx_qdq(hidden.numpy(), record["second"])))
     torch.testing.assert_close(y, output(student, {"x": x}), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("module", [Mlp, lambda: nn.Sequential(nn.Conv1d(8, 4, 1), nn.ReLU())])
+def test_corrected_biases_take_the_mean_error_away(module: Any) -> None:
+    teacher = seeded(module)
+    axis = -1 if isinstance(teacher, Mlp) else 1
+    name = "x" if isinstance(teacher, Mlp) else "input"
+    batches = [{name: b["x"] if axis == -1 else b["x"][..., None]} for b in feeds(8)]
+    student = fake_quantize(teacher, scheme=Scheme(3, None, 4))
+    calibrate(student, batches)
+    before = {n: part.layer.bias.clone() for n, part in fake_layers(student)}
+    assert correct_biases(student, batches) == len(before)
+    first, part = next(fake_layers(student))
+    x = torch.cat([b[name] for b in batches])
+    with torch.no_grad():
+        wrong = teacher.get_submodule(first)(x) - part.eval()(x)
+        drift = wrong.movedim(axis, -1).flatten(0, -2).mean(0)
+        shifted = (part.layer.bias - before[first]).abs().max()
+    assert drift.abs().max() < 1e-5
+    assert shifted > 1e-3
 
 
 def test_even_channels_are_left_alone() -> None:

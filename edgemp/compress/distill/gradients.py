@@ -54,12 +54,14 @@ def backward(
         (loss * scale).backward()
         return float(loss.detach())
     pieces = _cut(batch, parts)
+    read = set[str]().union(*(term.student_taps() for term in terms))
     buffers = {name: b.clone() for name, b in student.module.named_buffers()}
     heard = []
     for index, piece in enumerate(pieces):
         torch.manual_seed(seed + index)
         with torch.no_grad(), cast():
-            heard.append({name: x.detach() for name, x in student(piece).items()})
+            told = student(piece)
+            heard.append({name: x.detach() for name, x in told.items() if name in read})
     _restore(student.module, buffers)  # batch norm counts each part once, in the second pass
     answers = {name: torch.cat([h[name] for h in heard]) for name in heard[0]}
     leaves = {name: x.requires_grad_(True) for name, x in answers.items() if x.is_floating_point()}

@@ -139,7 +139,6 @@ class _Run:
         self.steps = self.recipe.steps or decided or self.steps_in_time()
         self.every = self.recipe.validate_every or max(min(FEWEST, self.steps), self.steps // 20)
         if saved is None:
-            self.note("")
             self.validate()
             self.files.save(self.state.saved())
         else:
@@ -321,16 +320,15 @@ class _Run:
             for c in self.config
         ]
         return digest(
-            [asdict(self.recipe), options, count, self.world.size]
+            [asdict(self.recipe), options, count, self.world.size, self.order.lengths]
             + [value for batch in seen for _, value in sorted(batch.items())]
             + [*self.student.state_dict().values(), *self.state.terms.state_dict().values()]
         )
 
     def note(self, what: str) -> None:
         """Say what happened, in the outcome and in the progress."""
-        if what:
-            self.state.notes.append(what)
-            self.tell(None, what)
+        self.state.notes.append(what)
+        self.tell(None, what)
 
     def tell(self, loss: float | None, note: str = "") -> None:
         if not self.world.first:
