@@ -28,7 +28,6 @@ from benchmarks.known.sentences import MORE_TRAINING, TRAINING, corpus
 from benchmarks.rows import Row, print_table, write_rows
 from edgemp.compress.bias_correction import correct_biases
 from edgemp.compress.distill.blockwise import Settings, reconstruct
-from edgemp.compress.distill.outputs import Recorded
 from edgemp.compress.distill.recipe import Progress, Recipe
 from edgemp.compress.distill.train import distill
 from edgemp.compress.fake_quant import calibrate, fake_quantize
@@ -45,7 +44,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sentences:
-    """Tokenized sentences: a dataset of {input_ids, attention_mask}, int64 [64] each."""
+    """Tokenized sentences: a dataset of {input_ids, attention_mask}, int64 [64] each, and the row."""
 
     ids: Tensor
     mask: Tensor
@@ -54,7 +53,7 @@ class Sentences:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.ids[index], MASK: self.mask[index]}
+        return {"input_ids": self.ids[index], MASK: self.mask[index], "row": torch.tensor(index)}
 
     @property
     def lengths(self) -> list[int]:
@@ -64,14 +63,40 @@ class Sentences:
         """`count` sentences drawn under the seed, sorted by length and cut where their padding begins."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
         order = order[self.mask[order].sum(1).argsort(stable=True)]
-        return [join([self[int(i)] for i in part]) for part in order.split(size)]
+        joined = [join([self[int(i)] for i in part]) for part in order.split(size)]
+        return [{name: batch[name] for name in ("input_ids", MASK)} for batch in joined]
 
 
 def join(samples: Sequence[Mapping[str, Any]]) -> Batch:
     """A batch without the columns in which every sentence is padded."""
     batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
     longest = int(batch[MASK].sum(1).max())
-    return {name: x[:, :longest].contiguous() for name, x in batch.items()}
+    return {n: x[:, :longest].contiguous() if x.dim() == 2 else x for n, x in batch.items()}
+
+
+class Answers(nn.Module):  # type: ignore[misc]
+    """The original's answers to all training sentences, computed once: what a teacher costs per step."""
+
+    def __init__(self, teacher: nn.Module, sentences: Sentences) -> None:
+        super().__init__()
+        states: list[Tensor] = []
+        handle = teacher.layers[-1].register_forward_hook(lambda *call: states.append(call[2]))
+        self.embeddings = torch.empty(len(sentences), 384)
+        # Half precision, because a float is kept for every token; the student never sees more.
+        self.tokens = torch.zeros(len(sentences), LENGTH, 384, dtype=torch.float16)
+        order = torch.tensor(sentences.lengths).argsort(stable=True)
+        with torch.no_grad():
+            for part in order.split(64):
+                batch = join([sentences[int(i)] for i in part])
+                self.embeddings[part] = teacher(batch["input_ids"], batch[MASK])
+                state = states.pop()
+                self.tokens[part, : state.shape[1]] = state.half()
+        handle.remove()
+
+    def forward(self, row: Tensor, attention_mask: Tensor) -> Batch:
+        """Embeddings [B, 384], and the last layer's tokens [B, L, 384]."""
+        length = attention_mask.shape[1]
+        return {"output": self.embeddings[row], "tokens": self.tokens[row, :length].float()}
 
 
 def tokenized(texts: Sequence[str]) -> Sentences:
@@ -79,19 +104,12 @@ def tokenized(texts: Sequence[str]) -> Sentences:
     return Sentences(torch.from_numpy(found["input_ids"]), torch.from_numpy(found[MASK]))
 
 
-def encoded(encoder: nn.Module, sentences: Sentences, trimmed: bool = False) -> Tensor:
-    """float32 [N, 384], one per sentence, in their order."""
+def encoded(encoder: nn.Module, sentences: Sentences) -> Tensor:
+    """float32 [N, 384]."""
     encoder.eval()
-    order = torch.tensor(sentences.lengths).argsort(stable=True)
-    out = torch.empty(len(sentences), 384)
     with torch.no_grad():
-        for part in order.split(50):
-            batch = {"input_ids": sentences.ids[part], MASK: sentences.mask[part]}
-            if trimmed:
-                longest = int(batch[MASK].sum(1).max())
-                batch = {name: x[:, :longest] for name, x in batch.items()}
-            out[part] = encoder(**batch)
-    return out
+        pairs = zip(sentences.ids.split(50), sentences.mask.split(50), strict=True)
+        return torch.cat([encoder(ids, mask) for ids, mask in pairs])
 
 
 def figures(original: Tensor, found: Tensor) -> dict[str, float]:
@@ -127,7 +145,7 @@ def reconstructed(teacher: nn.Module, sentences: Sentences, minutes: float) -> n
 
 def trained(
     student: nn.Module,
-    answers: Tensor,
+    answers: Answers,
     sentences: Sentences,
     recipe: Recipe,
     folder: Path | None,
@@ -135,14 +153,16 @@ def trained(
     """End to end, against the original's recorded answers; the token tables stay as they are."""
     for table in (student.words, student.positions):
         table.weight.requires_grad_(False)
+    last = f"layers.{len(student.layers) - 1}"
     terms = [
         {"term": "cosine"},
+        {"term": "features", "student": last, "teacher": "tokens", "mask": MASK},
         {"term": "similarity"},
         {"term": "neighbours", "weight": 0.1, "temperature": 0.05},
     ]
     outcome = distill(
         student,
-        Recorded({"output": answers}),
+        answers,
         sentences,
         terms,
         recipe,
@@ -156,7 +176,7 @@ def trained(
 
 
 def joint(
-    student: nn.Module, answers: Tensor, sentences: Sentences, minutes: float, folder: Path | None
+    student: nn.Module, answers: Answers, sentences: Sentences, minutes: float, folder: Path | None
 ) -> nn.Module:
     """Quantization-aware training and distillation of a student that is already quantized."""
     recipe = Recipe(
@@ -171,7 +191,7 @@ def joint(
 
 
 def halved(
-    teacher: nn.Module, answers: Tensor, sentences: Sentences, minutes: float, folder: Path | None
+    teacher: nn.Module, answers: Answers, sentences: Sentences, minutes: float, folder: Path | None
 ) -> nn.Module:
     """Three of six layers, chosen by what the outputs lose, repaired, then distilled in float."""
     student, report = drop_layers(teacher, sentences.batches(192, 32, seed=5), 3, mask=MASK)
@@ -258,7 +278,7 @@ def main() -> None:
         judged("blocks", student, began, mean=0.99935, top1=0.971)
     if {"joint", "half"} & set(arguments.steps):
         began = time.monotonic()
-        answers = encoded(teacher, sentences, trimmed=True)
+        answers = Answers(teacher, sentences)
         say(f"the original's answers: {time.monotonic() - began:.0f} s")
     if "joint" in arguments.steps:
         began = time.monotonic()
