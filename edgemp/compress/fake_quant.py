@@ -121,7 +121,7 @@ def fake_quantize(
         layer = student.get_submodule(name)
         wanted = overrides.get(name, scheme or Scheme())
         _check_groups(layer, wanted, name)
-        student = replaced(student, name, FakeQuantized(layer, wanted, name))
+        student = swapped(student, layer, FakeQuantized(layer, wanted, name))
     return student
 
 
@@ -163,7 +163,7 @@ def freeze(student: nn.Module) -> tuple[nn.Module, dict[str, LayerQuant]]:
             part.layer.weight.copy_(part.weight_quantizer(part.layer.weight))
         smooth = quantizer is not None and quantizer.shift is not None
         record[f"{name}.layer" if smooth else name] = _record(part)
-        plain = replaced(plain, name, _smoothed(part) if smooth else part.layer)
+        plain = swapped(plain, part, _smoothed(part) if smooth else part.layer)
     return plain, record
 
 
@@ -186,6 +186,17 @@ def replaced(module: nn.Module, name: str, part: nn.Module) -> nn.Module:
         return part
     parent, _, child = name.rpartition(".")
     setattr(module.get_submodule(parent), child, part)
+    return module
+
+
+def swapped(module: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """`module` with `new` wherever `old` was: one layer may have several names."""
+    if module is old:
+        return new
+    for parent in [part for part in module.modules() if part is not new]:
+        for child, part in parent._modules.items():
+            if part is old:
+                setattr(parent, child, new)
     return module
 
 
@@ -274,7 +285,9 @@ def _watch(
     # A layer that runs twice in a pass has no single input tensor; it keeps a quantizer of its own.
     every = set[tuple[str, ...]]().union(*passes)
     often = {name for name in named if sum(group.count(name) for group in every) > 1}
-    return [list(g) for g in set.intersection(*passes) if len(g) > 1 and not often & set(g)]
+    order = list(named)
+    groups = [g for g in set.intersection(*passes) if len(g) > 1 and not often & set(g)]
+    return sorted((list(group) for group in groups), key=lambda group: order.index(group[0]))
 
 
 def _observer(layer: nn.Module) -> Observed:

@@ -300,6 +300,21 @@ class Tied(nn.Module):
         return self.head(self.body(self.words(ids)))
 
 
+def test_a_layer_with_two_names_is_rounded_at_both() -> None:
+    module = seeded(Mlp, 4)
+    module.first, module.second = nn.Linear(8, 8), nn.Identity()
+    module.second = module.first
+    student = quantized(module, feeds(), scheme=Scheme(3, None, None))
+    assert student.first is student.second
+    assert isinstance(student.first, FakeQuantized)
+    plain, record = freeze(student)
+    assert plain.first is plain.second
+    assert set(record) == {"first"}
+    x = feeds()[0]
+    torch.testing.assert_close(output(plain, x), output(student, x))
+    assert not torch.allclose(output(plain, x), output(module, x), rtol=1e-3, atol=1e-3)
+
+
 def test_a_layer_with_a_shared_weight_is_left_out_and_refused_by_name() -> None:
     module = seeded(Tied)
     assert set(quantizable(module)) == {"body"}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemp.compress.fake_quant import quantizable, replaced
+from edgemp.compress.fake_quant import quantizable, swapped
 from edgemp.compress.shrink.repair import Batches
 from edgemp.errors import CompressError, UnsupportedModuleError
 
@@ -69,7 +69,7 @@ def factorize(
         made = _factor(found[name], moments[name], error, share)
         if made is not None:
             factors, report[name] = made
-            smaller = replaced(smaller, name, factors)
+            smaller = swapped(smaller, smaller.get_submodule(name), factors)
     return smaller, report
 
 
