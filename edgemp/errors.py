@@ -89,6 +89,18 @@ class OutputError(EdgempError):
     """A file cannot be written, or must not be: it is an input, or of another kind."""
 
 
+class CompressError(EdgempError):
+    """A module, its training data or an option cannot be used for compression or distillation."""
+
+
+class UnsupportedModuleError(CompressError):
+    """A torch module has no structure that a transform knows how to change."""
+
+
+class DivergedError(CompressError):
+    """Training ran into NaN or infinity again after every roll-back."""
+
+
 # The bundle
 
 
