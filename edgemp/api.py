@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgemp.errors import SignatureError
+from edgemp.outputs import BUNDLE, check_output
 from edgemp.pipeline import Pipeline
 from edgemp.target import Target, load_target
 
@@ -56,6 +57,12 @@ def compile(  # the name that users expect, as in re.compile
     from edgemp.compiler.outcome import Options
     from edgemp.compiler.single import single_network
 
+    given = {
+        "the description or network": None if isinstance(pipeline, Pipeline) else pipeline,
+        "the file of samples": samples,
+        "the target's file": str(target) if str(target).endswith(".toml") else None,
+    }
+    check_output(Path(output), BUNDLE, given)
     samples = Path(samples) if samples is not None else None
     if not isinstance(pipeline, Pipeline):
         text = str(pipeline)

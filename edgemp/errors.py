@@ -81,6 +81,10 @@ class CacheError(EdgempError):
     """The stage cache cannot be used."""
 
 
+class OutputError(EdgempError):
+    """A file cannot be written, or must not be: it is an input, or of another kind."""
+
+
 # The bundle
 
 

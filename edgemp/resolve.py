@@ -74,7 +74,7 @@ def import_object(reference: str, where: str) -> Any:
         )
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way while importing
+    except (Exception, SystemExit) as error:  # the user's module may do anything while importing
         raise FunctionMissingError(
             f"{where}: cannot import {module_name!r} of {reference!r}: {type(error).__name__}: {error}; "
             "it must be importable where the pipeline runs (see --app-dir)"

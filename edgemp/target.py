@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from edgemp.errors import TargetError
 from edgemp.machine import this_machine
+from edgemp.target_files import TargetFile, read_target, target_names, targets_folder
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+__all__ = [
+    "Figure",
+    "Memory",
+    "OpLimit",
+    "PowerMode",
+    "Target",
+    "Telemetry",
+    "Unit",
+    "load_target",
+    "target_names",
+    "targets_folder",
+]
 
 Value = str | int | float | bool
-MAX_EXTENDS = 8
+ARCHES = ("x86_64", "aarch64")
+SYSTEMS = ("linux", "android")
+GLIBC = r"\d+\.\d+"
+PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int16", "int8", "int4")
 DECISIVE_ISA = frozenset(
     {"avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
     | {"asimddp", "i8mm", "bf16", "sve", "sve2"}
@@ -38,7 +49,7 @@ class Figure(_Described):
     from a measurement.
     """
 
-    value: FiniteFloat = Field(gt=0)
+    value: FiniteFloat = Field(gt=0, strict=True)
     source: str
     basis: Literal["vendor", "third-party", "calculated", "measured"] = "vendor"
     note: str = ""
@@ -56,7 +67,7 @@ class Unit(_Described):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$")
     kind: Literal["cpu", "gpu", "npu"]
-    cores: int = Field(default=1, ge=1)
+    cores: int = Field(default=1, ge=1, strict=True)
     precisions: tuple[str, ...] = Field(min_length=1)
     matrix: dict[str, Figure] = Field(default_factory=dict)
     vector: dict[str, Figure] = Field(default_factory=dict)
@@ -100,8 +111,8 @@ class OpLimit(_Described):
     op: str
     reason: str
     source: str
-    at_most: dict[str, FiniteFloat] = Field(default_factory=dict)
-    dynamic: bool = False
+    at_most: dict[str, Annotated[FiniteFloat, Field(strict=True)]] = Field(default_factory=dict)
+    dynamic: bool = Field(default=False, strict=True)
     unit: str = ""
 
     @model_validator(mode="after")
@@ -128,14 +139,14 @@ class Target(_Described):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9\-]*$", max_length=64)
     description: str = ""
-    probe: bool = False
+    probe: bool = Field(default=False, strict=True)
     identify: str = ""
-    arch: str = ""
-    os: str = ""
-    glibc: str = ""
+    arch: str = Field(default="", json_schema_extra={"enum": ["", *ARCHES]})
+    os: str = Field(default="", json_schema_extra={"enum": ["", *SYSTEMS]})
+    glibc: str = Field(default="", json_schema_extra={"pattern": f"^({GLIBC})?$"})
     cpu: str = ""
     mcpu: str = ""
-    cores: int = Field(default=0, ge=0)
+    cores: int = Field(default=0, ge=0, strict=True)
     isa: tuple[str, ...] = ()
     units: tuple[Unit, ...] = ()
     memory: Memory = Memory()
@@ -148,10 +159,10 @@ class Target(_Described):
     @model_validator(mode="after")
     def _consistent(self) -> Target:
         if len({unit.name for unit in self.units}) != len(self.units):
-            raise ValueError("two units have the same name")
-        for where, key in _cited(self.model_dump(), ""):
-            if key not in self.sources:
-                raise ValueError(f"{where} cites {key!r}, which is not under [sources]")
+            raise ValueError("units: two have the same name")
+        for where, item in _sourced(self.model_dump(exclude={"sources"}), ""):
+            if item["source"] not in self.sources:
+                raise ValueError(f"{where} cites {item['source']!r}, which is not under [sources]")
         return self
 
     @property
@@ -207,106 +218,97 @@ class Target(_Described):
         return tuple(unit for unit in self.units if unit.kind == kind)
 
 
-def _cited(value: Any, where: str) -> list[tuple[str, str]]:
-    """Every (place, source) in a target's plain data."""
-    found: list[tuple[str, str]] = []
+def _sourced(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every (place, figure or limit) in a target's plain data."""
     if isinstance(value, Mapping):
         if isinstance(value.get("source"), str):
-            found.append((where, value["source"]))
+            yield where, value
         for key, item in value.items():
-            found += _cited(item, f"{where}.{key}".removeprefix("."))
+            yield from _sourced(item, f"{where}.{key}".removeprefix("."))
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
             name = item.get("name", i) if isinstance(item, Mapping) else i
-            found += _cited(item, f"{where}.{name}")
-    return found
-
-
-def targets_folder() -> Path:
-    """Where the target files lie: inside an installed package, or at the top of a checkout."""
-    installed = Path(__file__).parent / "_targets"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "targets"
-
-
-def target_names() -> list[str]:
-    return sorted(path.stem for path in targets_folder().glob("*.toml"))
+            yield from _sourced(item, f"{where}.{name}")
 
 
 def load_target(name: str) -> Target:
     """The target called `name`, or the one described by a TOML file of the user's own.
 
     A file may start from another with `extends = "NAME"` (a known target, or a .toml beside it): tables
-    are merged key by key, units and power modes by their names, everything else is replaced.
+    are merged key by key, units and power modes by their names; figures and everything else are replaced.
 
     Raises:
         TargetError: if there is no such target, or its file is invalid.
     """
-    path = Path(name) if name.endswith(".toml") else targets_folder() / f"{name}.toml"
-    if not _is_file(path):
-        raise TargetError(
-            f"unknown target {name!r}; known targets: {', '.join(target_names())}; "
-            "or give the path of a .toml file of your own"
-        )
-    data = _read(path)
+    file = read_target(name)
     try:
-        target = Target.model_validate(data)
+        target = Target.model_validate(file.data)
+        problems = _objections(target, file)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg']}"
-            for item in error.errors()
-        )
-        raise TargetError(f"{path}: invalid target: {problems}") from None
+        problems = [_told(item, file) for item in error.errors()]
+    if problems:
+        raise TargetError(f"{file.path}: invalid target: {'; '.join(problems)}")
     return _probed(target) if target.probe else target
 
 
-def _read(path: Path, depth: int = 0) -> dict[str, Any]:
-    """A target file's data on top of what it extends."""
-    try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        raise TargetError(f"{path}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise TargetError(f"{path}: cannot be read: {error.strerror}") from None
-    base = data.pop("extends", None)
-    if base is None:
-        return data
-    if not isinstance(base, str):
-        raise TargetError(f"{path}: extends must be the name of a target or a .toml file")
-    if depth >= MAX_EXTENDS:
-        raise TargetError(
-            f"{path}: extends goes round in a circle, or more than {MAX_EXTENDS} deep"
+def _told(error: Any, file: TargetFile) -> str:
+    """One of pydantic's errors, in a target file's own words."""
+    where = tuple(_names(file.data, error["loc"]))
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if not where:
+        return text
+    if error["type"] == "missing" and where[-1] in ("value", "source"):
+        figure = where[:-1]
+        origin = file.states(figure)
+        if where[-1] == "value" and origin not in (None, file.path):
+            text = f"{origin} leaves this figure open; give it: {{ value = ..., source = ... }}"
+        elif where[-1] == "source":
+            text = "a figure must name its own source, also where it replaces another"
+    return f"{'.'.join(where)}: {text}"
+
+
+def _names(value: Any, loc: tuple[int | str, ...]) -> Iterator[str]:
+    """A place in a file's data, with the names of list items instead of their numbers."""
+    for key in loc:
+        try:
+            value = value[key]
+        except (TypeError, KeyError, IndexError):
+            value = None
+        named = isinstance(key, int) and isinstance(value, dict)
+        name = value.get("name") if named else key
+        yield str(name if isinstance(name, (str, int)) else key)
+
+
+def _objections(target: Target, file: TargetFile) -> list[str]:
+    """What is well-formed in a file and yet cannot be meant."""
+    found = []
+    if target.name in target_names() and not file.ships:
+        found.append(
+            f"name: {target.name!r} is one of edgemp's own targets, which this file is not; give it a name "
+            f'of its own (extends = "{target.name}" takes over the rest)'
         )
-    found = path.parent / base if base.endswith(".toml") else targets_folder() / f"{base}.toml"
-    if not _is_file(found):
-        raise TargetError(
-            f"{path}: extends {base!r}, which is no target; known targets: {', '.join(target_names())}"
-        )
-    merged: dict[str, Any] = _merged(_read(found, depth + 1), data)
-    return merged
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long for the file system, or with a zero byte
-        return False
-
-
-def _merged(base: Any, over: Any) -> Any:
-    if isinstance(base, dict) and isinstance(over, dict):
-        return {**base, **{k: _merged(base[k], v) if k in base else v for k, v in over.items()}}
-    if _named(base) and _named(over):
-        items = {item["name"]: item for item in base}
-        for item in over:
-            items[item["name"]] = _merged(items.get(item["name"], {}), item)
-        return list(items.values())
-    return over
-
-
-def _named(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(v, dict) and isinstance(v.get("name"), str) for v in value
-    )
+    if file.parts[0][1].get("probe") and not file.ships:
+        found.append("probe: only host, and what extends it, is read off this machine")
+    for field, value, known in (("arch", target.arch, ARCHES), ("os", target.os, SYSTEMS)):
+        if value and value not in known:
+            found.append(f"{field}: {value!r} is none of {', '.join(known)}")
+    if target.glibc and not re.fullmatch(GLIBC, target.glibc):
+        found.append(f"glibc: {target.glibc!r} is no version such as 2.31")
+    for unit in target.units:
+        for field, named in (
+            ("precisions", unit.precisions),
+            ("matrix", tuple(unit.matrix)),
+            ("vector", tuple(unit.vector)),
+        ):
+            if unknown := [repr(name) for name in named if name not in PRECISIONS]:
+                found.append(
+                    f"units.{unit.name}.{field}: {', '.join(unknown)} is no precision; "
+                    f"known: {', '.join(PRECISIONS)}"
+                )
+    for where, item in _sourced(target.model_dump(exclude={"sources"}), ""):
+        if item.get("basis") == "calculated" and not item["note"]:
+            found.append(f"{where}.note: a calculated figure needs its formula here")
+    return found
 
 
 def _probed(target: Target) -> Target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -165,8 +166,9 @@ def test_a_device_is_recognised_by_what_the_machine_calls_itself(
 
 
 def test_a_users_own_toml_file_is_a_target(tmp_path: Path) -> None:
-    target = load_target(written(tmp_path, OTHER.format(arch="riscv64")))
-    assert (target.name, target.arch, target.cores) == ("far-board", "riscv64", 6)
+    far = {"x86_64": "aarch64"}.get(this_machine().arch, "x86_64")
+    target = load_target(written(tmp_path, OTHER.format(arch=far)))
+    assert (target.name, target.arch, target.cores) == ("far-board", far, 6)
     assert not target.is_this_machine
 
 
@@ -220,19 +222,21 @@ cores = 8
 [[units]]
 name = "CPU"
 cores = 8
-matrix = { fp32 = { value = 2e11 } }
+matrix = { fp32 = { value = 2e11, source = "bench" } }
 [[units]]
 name = "GPU"
 kind = "gpu"
 precisions = ["fp16"]
 [[power_modes]]
 name = "fast"
+[sources]
+bench = "our lab book"
 """,
     )
     target = load_target(path)
     assert [unit.name for unit in target.units] == ["CPU", "NPU", "GPU"]
     rate = target.unit("CPU").matrix["fp32"]
-    assert (rate.value, rate.source, rate.note) == (2e11, "sheet", "four cores")
+    assert (rate.value, rate.source, rate.note) == (2e11, "bench", "")
     assert [mode.name for mode in target.power_modes] == ["slow", "fast"]
     assert (target.name, target.arch, target.cores) == ("board-2", "aarch64", 8)
     assert target.backends == ("onnxruntime",)
@@ -260,9 +264,9 @@ def test_a_circle_of_extends_is_refused(tmp_path: Path, links: list[str]) -> Non
         (BOARD.replace('"sheet", note', '"shet", note'), r"units.CPU.matrix.fp32 cites 'shet'"),
         (BOARD.replace("value = 1e10", "value = -1"), r"memory.bandwidth.value: .*greater than 0"),
         (BOARD.replace("value = 1e10", "value = inf"), r"memory.bandwidth.value: .*finite"),
-        (BOARD.replace('"NPU"', '"CPU"'), "two units have the same name"),
-        (BOARD.replace('kind = "npu"', 'kind = "tpu"'), r"units.1.kind: Input should be"),
-        (BOARD.replace('["int8"]', "[]"), r"units.1.precisions"),
+        (BOARD.replace('"NPU"', '"CPU"'), "units: two have the same name, CPU"),
+        (BOARD.replace('kind = "npu"', 'kind = "tpu"'), r"units.NPU.kind: Input should be"),
+        (BOARD.replace('["int8"]', "[]"), r"units.NPU.precisions"),
     ],
 )
 def test_a_bad_file_is_refused_and_says_where(tmp_path: Path, text: str, expected: str) -> None:
@@ -270,6 +274,80 @@ def test_a_bad_file_is_refused_and_says_where(tmp_path: Path, text: str, expecte
     with pytest.raises(TargetError, match=expected) as caught:
         load_target(path)
     assert path in str(caught.value)
+
+
+FAMILY = """
+[[units]]
+name = "CPU"
+[units.matrix]
+int8 = { source = "sheet", basis = "calculated", note = "twice the fp32 rate" }
+"""
+
+
+def test_a_figure_with_a_new_value_needs_a_source_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(BOARD)
+    again = 'extends = "base.toml"\nname = "board-2"\n[memory]\nbandwidth = { %s }\n'
+    message = r"memory.bandwidth.source: a figure must name its own source"
+    with pytest.raises(TargetError, match=message):
+        load_target(written(tmp_path, again % "value = 8e9"))
+    with pytest.raises(TargetError, match=r"memory.bandwidth.value: Field required"):
+        load_target(written(tmp_path, again % 'note = "as we like it"'))
+    ours = load_target(written(tmp_path, again % 'value = 8e9, source = "sheet"'))
+    assert ours.memory.bandwidth is not None
+    assert (ours.memory.bandwidth.value, ours.memory.bandwidth.note) == (8e9, "")
+
+
+def test_what_a_family_states_of_an_open_figure_is_completed_by_a_value(tmp_path: Path) -> None:
+    (tmp_path / "family.toml").write_text(f'extends = "base.toml"\n{FAMILY}')
+    (tmp_path / "base.toml").write_text(BOARD)
+    ours = 'extends = "family.toml"\nname = "board-2"\n'
+    message = r"units.CPU.matrix.int8.value: .*family.toml leaves this figure open"
+    with pytest.raises(TargetError, match=message):
+        load_target(written(tmp_path, ours))
+    unit = '[[units]]\nname = "CPU"\nmatrix = { int8 = { value = 2e11 } }\n'
+    rate = load_target(written(tmp_path, ours + unit)).unit("CPU").matrix["int8"]
+    assert (rate.value, rate.source, rate.note) == (2e11, "sheet", "twice the fp32 rate")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('arch = "aarch64"', 'arch = "arm64"', "arch: 'arm64' is none of x86_64, aarch64"),
+        ('os = "linux"', 'os = "Linux"', "os: 'Linux' is none of linux, android"),
+        ("cores = 4", 'cores = 4\nglibc = "2"', "glibc: '2' is no version such as 2.31"),
+        ('["fp32", "int8"]', '["fp32", "i8"]', "units.CPU.precisions: 'i8' is no precision"),
+        ("{ fp32 = {", "{ float32 = {", "units.CPU.matrix: 'float32' is no precision"),
+        (
+            'source = "sheet" }',
+            'source = "sheet", basis = "calculated" }',
+            "memory.bandwidth.note: a calculated figure needs its formula",
+        ),
+        ("cores = 4", "cores = true", "cores: Input should be a valid integer"),
+        ("value = 1e10", "value = true", "memory.bandwidth.value: Input should be a valid number"),
+        ('name = "board"', 'name = "rk3588"', "name: 'rk3588' is one of edgemp's own targets"),
+        ('name = "board"', 'name = "board"\nprobe = true', "probe: only host, and what extends it"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_field(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    assert load_target(written(tmp_path, BOARD)).name == "board"
+    assert BOARD.count(old) >= 1
+    with pytest.raises(TargetError, match=re.escape(expected)):
+        load_target(written(tmp_path, BOARD.replace(old, new, 1)))
+
+
+def test_a_file_that_extends_host_is_this_machine_under_a_name_of_its_own(tmp_path: Path) -> None:
+    ours = load_target(written(tmp_path, 'extends = "host"\nname = "my-desk"\n'))
+    assert ours.is_this_machine
+    assert ours.cores == load_target("host").cores
+    with pytest.raises(TargetError, match="'host' is one of edgemp's own targets"):
+        load_target(written(tmp_path, 'extends = "host"\n'))
+
+
+def test_a_file_in_the_box_is_taken_by_its_path_too() -> None:
+    path = str(targets_folder() / "rpi5.toml")
+    assert load_target(path) == load_target("rpi5")
 
 
 def test_a_unit_that_the_target_lacks_is_refused_and_lists_those_it_has(tmp_path: Path) -> None:
@@ -280,7 +358,10 @@ def test_a_unit_that_the_target_lacks_is_refused_and_lists_those_it_has(tmp_path
 @cache
 def lines_of(name: str) -> list[str]:
     text = (targets_folder() / name).read_text()
-    return text.replace('"families/', f'"{targets_folder().as_posix()}/families/').splitlines()
+    text = text.replace('"families/', f'"{targets_folder().as_posix()}/families/')
+    # As a user's own file, which has another name, and is probed only as what it extends is.
+    own = text.replace('\nname = "', '\nname = "my-', 1).replace("probe = true", 'extends = "host"')
+    return own.splitlines()
 
 
 def check_target_or_error(text: str) -> None:

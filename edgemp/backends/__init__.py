@@ -8,6 +8,7 @@ from typing import Any
 
 from edgemp.backends.base import EDGEMP_PLUGIN_API, Backend
 from edgemp.errors import BackendError
+from edgemp.plugins import loaded
 
 __all__ = ["backend_names", "load_backend"]
 
@@ -33,15 +34,17 @@ def load_backend(name: str) -> Backend:
         BackendError: if no installed package registers it, it fails to import, is written for another
             version of the contract, or lacks a part of it.
     """
-    for point in entry_points(group=GROUP, name=name):
-        try:
-            backend = point.load()()
-        except Exception as error:  # a plugin may fail in any way while importing
-            raise BackendError(f"{_described(point)} does not load: {error}") from error
-        return _checked(backend, point)
-    raise BackendError(
-        f"unknown backend {name!r}; installed backends: {', '.join(backend_names()) or 'none'}"
-    )
+    points = tuple(entry_points(group=GROUP, name=name))
+    if not points:
+        raise BackendError(
+            f"unknown backend {name!r}; installed backends: {', '.join(backend_names()) or 'none'}"
+        )
+    point = points[0]
+
+    def made() -> Any:
+        return point.load()()
+
+    return _checked(loaded(made, BackendError, _described(point)), point)
 
 
 def _checked(backend: Any, point: EntryPoint) -> Backend:

@@ -16,7 +16,6 @@ from edgemp.backends.base import (
     Session,
 )
 from edgemp.errors import BackendError, NetworkError, ToolchainMissing, UnsupportedOpError
-from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.target import Target
 from edgemp.tensor import Array, Feed
@@ -92,7 +91,7 @@ class OnnxRuntimeBackend(BackendDefaults):
         session = OnnxRuntimeSession(artifact)
         placement = (
             session.profile()
-            if target.arch in ("", this_machine().arch)
+            if target.is_this_machine
             else _optimised(artifact, "extended", "as fused without this processor's own layouts")
         )
         placed = replace(artifact, units=session.units(), placement=placement)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from edgemp import sizes
+
 STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--panel:#f6f7f9;--ink:#16191d;--soft:#5a6470;--line:#dfe3e8;
 --faint:#cfd6de;--accent:#1d5fd1;--good:#12805c;--bad:#c22f2f;--warn:#fff6e0;--warn-line:#e3b341;
@@ -156,10 +158,8 @@ def number(value: float | None, digits: int = 3) -> str | None:
 
 
 def size(count: float | None) -> str | None:
-    """Bytes as kB below 100 kB, else as MB."""
-    if count is None:
-        return None
-    return f"{number(count / 1e3)} kB" if count < 1e5 else f"{number(count / 1e6)} MB"
+    """Bytes for people; None stays None."""
+    return None if count is None else sizes.size(count)
 
 
 def cosine(value: float | None) -> str | None:

@@ -61,13 +61,19 @@ def bench(
     from edgemp.bench.source import SourceSpec
     from edgemp.bundle import read_bundle
     from edgemp.cli.output import console, print_json
-    from edgemp.errors import EdgempError
+    from edgemp.outputs import REPORT, check_output
 
     source = SourceSpec(video=video, samples=samples, fps=fps)
     # What is used after the measurement is looked at before it.
-    if report is not None and (not report.parent.is_dir() or report.is_dir()):
-        problem = "it is a folder" if report.is_dir() else f"there is no folder {report.parent}"
-        raise EdgempError(f"cannot write {report}: {problem}")
+    if report is not None:
+        inputs = {
+            "the bundle": bundle,
+            "--baseline": baseline,
+            "--video": video,
+            "--samples": samples,
+            "--key": key,
+        }
+        check_output(report, REPORT, inputs)
     if baseline is not None:
         source.open(read_bundle(baseline))
 

@@ -24,6 +24,7 @@ def info(
     """Entries and bytes per kind of stage."""
     from edgemp.cli.output import print_json, print_table
     from edgemp.compiler.cache import StageCache
+    from edgemp.sizes import size
 
     stages = StageCache(cache)
     found = stages.info()
@@ -32,11 +33,8 @@ def info(
         return
     print_table(
         str(stages.root),
-        ["stage", "entries", "MB"],
-        [
-            [name, str(item["entries"]), f"{item['bytes'] / 1e6:.1f}"]
-            for name, item in found.items()
-        ],
+        ["stage", "entries", "size"],
+        [[name, str(item["entries"]), size(item["bytes"])] for name, item in found.items()],
     )
 
 
@@ -46,10 +44,11 @@ def clear(
     """Remove every finished stage; running compiles compute theirs again."""
     from edgemp.cli.output import console, print_json
     from edgemp.compiler.cache import StageCache
+    from edgemp.sizes import size
 
     stages = StageCache(cache)
     freed = stages.clear()
     if json:
         print_json({"folder": str(stages.root), "freed_bytes": freed})
     else:
-        console().print(f"freed {freed / 1e6:.1f} MB in {stages.root}", markup=False)
+        console().print(f"freed {size(freed)} in {stages.root}", markup=False)

@@ -85,6 +85,7 @@ def compile_(
 def summarise(compiled: Compiled) -> None:
     """What was chosen and what the cache saved, on stderr."""
     from edgemp.cli.output import console, print_table
+    from edgemp.sizes import size
 
     rows = []
     total = 0
@@ -105,13 +106,13 @@ def summarise(compiled: Compiled) -> None:
                 trial.candidate.label,
                 latency,
                 ratio,
-                f"{trial.size_bytes / 1e6:.1f}",
+                size(trial.size_bytes),
                 f"{trial.fidelity.cosine_min:.5f}",
                 metric,
                 trial.evidence,
             ]
         )
-    columns = ["module", "chosen", "p50 / p99 ms", "vs original", "MB", "min cosine", "metric"]
+    columns = ["module", "chosen", "p50 / p99 ms", "vs original", "size", "min cosine", "metric"]
     columns.append("evidence")
     print_table(str(compiled.bundle), columns, rows)
     for name, choice in compiled.choices.items():
@@ -126,7 +127,7 @@ def summarise(compiled: Compiled) -> None:
             "builds, checks and times what was left to it",
             markup=False,
         )
-    lines = [f"{total / 1e6:.1f} MB in all artifacts"]
+    lines = [f"{size(total)} in all artifacts"]
     if compiled.pipeline_metric is not None:
         lines.append(f"pipeline metric {compiled.pipeline_metric:.4f} on held-out steps")
     reused = sum(reused for reused, _ in compiled.reused.values())

@@ -23,7 +23,6 @@ def doctor(
     from edgemp.backends import backend_names, load_backend
     from edgemp.cli.output import console, print_json, print_table
     from edgemp.compiler.cache import default_root
-    from edgemp.errors import BackendError
     from edgemp.machine import this_machine
     from edgemp.runtime.gates import gate_kinds
 
@@ -32,7 +31,7 @@ def doctor(
     for name in backend_names():
         try:
             backends[name] = asdict(load_backend(name).probe())
-        except BackendError as error:
+        except (Exception, SystemExit) as error:  # one broken plugin must not hide the others
             backends[name] = {
                 "available": False,
                 "engine": name,

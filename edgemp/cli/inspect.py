@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgemp.sizes import size
+
 if TYPE_CHECKING:
     from edgemp.backends.base import Placement
     from edgemp.bench.tried import Tried
@@ -70,14 +72,14 @@ def inspect(
     )
     print_table(
         "modules",
-        ["module", "engine", "precision", "threads", "MB", "min cosine", "evidence", "latency"],
+        ["module", "engine", "precision", "threads", "size", "min cosine", "evidence", "latency"],
         [
             [
                 name,
                 f"{m.engine} {m.version}",
                 m.precision,
                 str(m.threads),
-                f"{m.size_bytes / 1e6:.1f}",
+                size(m.size_bytes),
                 f"{m.fidelity.get('cosine_min', float('nan')):.5f}",
                 m.evidence.kind,
                 _latency(m),
@@ -135,13 +137,13 @@ def _package(name: str, package: PackageRecord) -> str:
     told = "" if estimate is None else f", estimated {estimate.latency_ms:.2f} ms"
     return (
         f"{name}: left to the device: {package.backend} {package.precision}, "
-        f"{package.size_bytes / 1e6:.1f} MB{told}; {package.evidence.how}; "
+        f"{size(package.size_bytes)}{told}; {package.evidence.how}; "
         f"checked: {'; '.join(package.checked) or 'nothing'}; "
         f"not checked: {'; '.join(package.unchecked)}"
     )
 
 
-_TRIALS = ["candidate", "p50 ms", "vs original", "MB", "min cosine", "verdict"]
+_TRIALS = ["candidate", "p50 ms", "vs original", "size", "min cosine", "verdict"]
 
 
 def _trial_row(trial: Tried) -> list[str]:
@@ -149,7 +151,7 @@ def _trial_row(trial: Tried) -> list[str]:
         trial.candidate,
         "" if trial.latency_ms is None else f"{trial.latency_ms:.2f}",
         "" if trial.ratio is None else f"{trial.ratio:.2f}x",
-        "" if trial.size_bytes is None else f"{trial.size_bytes / 1e6:.1f}",
+        "" if trial.size_bytes is None else size(trial.size_bytes),
         "" if trial.cosine_min is None else f"{trial.cosine_min:.5f}",
         "holds" if trial.holds else f"{trial.stage}: {trial.reason}",
     ]

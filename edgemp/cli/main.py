@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 import traceback
 
 from edgemp.cli.output import hush, print_json, say
-from edgemp.errors import EdgempError
+from edgemp.errors import EdgempError, OutputError
 
 COMMANDS = (
     "compile",
@@ -27,6 +28,7 @@ COMMANDS = (
     "cache",
 )
 INTERRUPTED = 130
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def main() -> None:
@@ -67,6 +69,8 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         hush(sys.stdout)
+    except OSError as error:
+        code = _full(error)
     sys.exit(code)
 
 
@@ -87,11 +91,24 @@ def _guarded(app: object) -> int:
         _report(type(error).__name__, str(error))
         return error.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return _full(error)
         # A bug of ours must not exit with 1, which means that a bound does not hold.
         traceback.print_exc()
         _report(type(error).__name__, f"internal error: {error}")
         return 2
     return 0
+
+
+def _full(error: OSError) -> int:
+    """Output is lost: what stdout still holds would fail once more, and has nowhere to go."""
+    hush(sys.stdout)
+    where = f" {error.filename}" if error.filename else " the output"
+    _report(
+        OutputError.__name__,
+        f"cannot write{where}: {error.strerror}; free some space or write elsewhere",
+    )
+    return 2
 
 
 def _report(kind: str, message: str) -> None:
@@ -101,7 +118,10 @@ def _report(kind: str, message: str) -> None:
 
 def _report_json(kind: str, message: str) -> None:
     if "--json" in sys.argv:
-        print_json({"error": {"kind": kind, "message": message}})
+        try:
+            print_json({"error": {"kind": kind, "message": message}})
+        except OSError:  # a full disk; people were told
+            hush(sys.stdout)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,15 @@ def say(text: str, stream: TextIO) -> None:
     """A line on stdout or stderr, or nothing if its reader has left (`| head -1`).
 
     Who reads along does not decide how a command ends: its exit code stays what it would be.
+
+    Raises:
+        OSError: if stdout, which holds results, cannot be written for another reason (a full disk).
     """
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+            raise
         hush(stream)
 
 

@@ -18,8 +18,6 @@ class Writer:
     """Collects frames into an .mp4 that appears when it is complete; without a path, does nothing."""
 
     def __init__(self, path: Path | None, render: str | None, fps: float) -> None:
-        if path is not None and not path.parent.is_dir():
-            raise EdgempError(f"cannot write {path}: there is no folder {path.parent}")
         self._path = path
         self._fps = fps
         self._render: Callable[[Array, Result], Array] | None = (

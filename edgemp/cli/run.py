@@ -45,8 +45,12 @@ def run(
     from edgemp.bundle import read_bundle
     from edgemp.cli.output import console, print_json
     from edgemp.cli.render import Writer
+    from edgemp.outputs import VIDEO, check_output
     from edgemp.runtime.loading import runtime_of
 
+    if output is not None:
+        inputs = {"the bundle": bundle, "--video": video, "--samples": samples, "--key": key}
+        check_output(output, VIDEO, inputs)
     opened = read_bundle(bundle, public_key=key)
     source = SourceSpec(video=video, samples=samples, fps=fps).open(opened)
     if steps is None and source.endless:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from edgemp.sizes import size
+
 _NAME = typer.Argument(help="A toolchain that an installed plugin declares.")
 _JSON = typer.Option("--json", help="One JSON document on stdout.")
 
@@ -36,9 +38,8 @@ def install(
     if json:
         print_json(_state(name))
     else:
-        size = done.size_bytes / 1e6
         console().print(
-            f"{name}: {declared.package} {done.version} in {done.folder}, {size:.0f} MB"
+            f"{name}: {declared.package} {done.version} in {done.folder}, {size(done.size_bytes)}"
         )
 
 
@@ -70,7 +71,7 @@ def remove(name: Annotated[str, _NAME], json: Annotated[bool, _JSON] = False) ->
     if json:
         print_json({"name": name, "freed_bytes": freed})
     else:
-        console().print(f"{name}: freed {freed / 1e6:.1f} MB")
+        console().print(f"{name}: freed {size(freed)}")
 
 
 def _state(name: str) -> dict[str, Any]:

@@ -55,10 +55,19 @@ def tune(
     from edgemp.cli.output import console, print_json
     from edgemp.compiler.cache import StageCache
     from edgemp.errors import EdgempError
+    from edgemp.outputs import RECORDS, check_output
     from edgemp.target import load_target
 
     if source is None and import_ is None:
         raise EdgempError("nothing to do: give a pipeline or a network to tune, or --import FILE")
+    if records is not None:
+        inputs = {
+            "the description or network": source,
+            "--import": import_,
+            "--samples": samples,
+            "--target": target,
+        }
+        check_output(records, RECORDS, inputs)
     device, stages = load_target(target), StageCache(cache)
     cpu = processor(device)
     if import_ is not None:

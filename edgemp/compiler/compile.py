@@ -27,6 +27,7 @@ from edgemp.pipeline import Pipeline
 from edgemp.resolve import import_callable
 from edgemp.runtime.gates import gate_policy
 from edgemp.samples import Samples, Split, split
+from edgemp.sizes import size
 from edgemp.target import Target
 from edgemp.tensor import Feed
 
@@ -63,6 +64,10 @@ def compile_pipeline(
         originals, networks, recording, steps_split = ingest_all(
             pipeline, steps, options, cache, progress
         )
+        if not steps:
+            progress.note(
+                "no samples were given: only the untouched network is offered, no lossy candidate"
+            )
         notes += offered.left_out
         for text in offered.left_out:
             progress.note(f"left out: {text}")
@@ -126,9 +131,6 @@ def ingest_all(
                 )
             samples[name], reference[name] = synthetic(original, options.seed)
         recording = Recording(samples, reference, ())
-        progress.note(
-            "no samples were given: only the untouched network is offered, no lossy candidate"
-        )
     progress.stage("reading networks", len(originals))
     networks = {}
     for name, original in originals.items():
@@ -227,7 +229,7 @@ def describe(trial: Trial) -> str:
     left = ", left to the device" if trial.package else ""
     evidence = "" if trial.evidence == "run" else f" ({trial.evidence})"
     return (
-        f"{trial.candidate.label}: {trial.size_bytes / 1e6:.1f} MB, "
+        f"{trial.candidate.label}: {size(trial.size_bytes)}, "
         f"min cosine {trial.fidelity.cosine_min:.5f}{metric}: {verdict}{evidence}{estimate}{left}"
     )
 

@@ -34,7 +34,12 @@ def single_network(path: str, samples: Path | None = None) -> Pipeline:
             seen[spec.name] = {
                 (1, *shape) if len(shape) == len(spec.shape) - 1 else shape for shape in found
             }
-    shapes = resolve_shapes(inputs, {}, seen, path)
+    remedy = (
+        "give --samples FILE.npz with arrays of the shapes that it will be fed"
+        if samples is None
+        else f"the shapes in {samples} do not settle it: give samples of one shape"
+    ) + "; or describe it in a pipeline .yaml, which has `shapes` for this (docs/pipelines.md)"
+    shapes = resolve_shapes(inputs, {}, seen, path, remedy)
     name = "".join(c if c.isalnum() else "_" for c in Path(file).stem)
     name = name if name[:1].isalpha() else f"network_{name}"
     return Pipeline(

@@ -11,6 +11,7 @@ from functools import partial as partial_of
 from pathlib import Path
 from typing import Any
 
+from edgemp import outputs
 from edgemp.compiler.artifacts import load_artifact
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.elsewhere import EMULATED
@@ -22,7 +23,7 @@ from edgemp.compiler.rehearse import rehearse
 from edgemp.compiler.steps import pipeline_assets
 from edgemp.compiler.trials import tool_versions
 from edgemp.emulation import Emulator, emulator
-from edgemp.errors import EdgempError, FidelityError, TrialError
+from edgemp.errors import FidelityError, TrialError
 from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.pipeline import Pipeline
@@ -33,20 +34,9 @@ def check_output(output: Path) -> None:
     """Find out in the first second whether a bundle can be written.
 
     Raises:
-        EdgempError: if not, with the reason.
+        OutputError: if not, with the reason.
     """
-    folder = output.parent
-    if not folder.is_dir():
-        raise EdgempError(f"cannot write {output}: there is no folder {folder}")
-    if output.is_dir():
-        raise EdgempError(f"cannot write {output}: it is a folder")
-    # Tried, because permission bits do not tell about read-only mounts (or bind root).
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=folder)
-    except OSError as error:
-        raise EdgempError(f"cannot write {output}: {error.strerror}") from None
-    os.close(descriptor)
-    os.unlink(name)
+    outputs.check_output(output, outputs.BUNDLE)
 
 
 def write(

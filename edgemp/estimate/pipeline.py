@@ -103,21 +103,25 @@ def _chosen(target: Target, choice: Choice) -> tuple[str, Precision, bool]:
             and it cannot be asked.
     """
     backend = choice.backend or target.backends[0]
+    loaded = None
     try:
-        offered = load_backend(backend).precisions(target)
-    except ToolchainMissing:
-        offered = ()
+        loaded = load_backend(backend)
     except BackendError:
         # The target's own first backend may be a plugin that is not installed.
         if choice.backend is not None:
             raise
-        offered = ()
-    else:
-        if not offered:
-            raise BackendError(
-                f"{backend} offers nothing for {target.name}; its backends are: "
-                f"{', '.join(target.backends)}"
-            )
+    offered: tuple[Precision, ...] = ()
+    if loaded is not None:
+        try:
+            offered = loaded.precisions(target)
+        except ToolchainMissing:
+            pass
+        else:
+            if not offered:
+                raise BackendError(
+                    f"{backend} offers nothing for {target.name}; its backends are: "
+                    f"{', '.join(target.backends)}"
+                )
     if offered:
         for precision in offered:
             if choice.precision in {None, precision.name}:

@@ -89,8 +89,11 @@ def resolve_shapes(
     shapes: Mapping[str, tuple[int, ...]],
     sample_shapes: Mapping[str, set[tuple[int, ...]]],
     where: str,
+    remedy: str = "",
 ) -> dict[str, tuple[int | None, ...]]:
     """A shape per input: from the description, else from samples that all agree, else the network's own.
+
+    `remedy` says what to do where there is no description that could give shapes.
 
     Raises:
         NetworkError: if a dimension stays dynamic without anybody having asked for that (-1).
@@ -119,7 +122,10 @@ def resolve_shapes(
         if not spec.is_static:
             raise NetworkError(
                 f"{where}: input {spec.name!r} is {spec} with a dynamic dimension that has no value; "
-                f"give shapes: {{{spec.name}: [...]}} (-1 keeps a dimension dynamic on purpose)"
+                + (
+                    remedy
+                    or f"give shapes: {{{spec.name}: [...]}} (-1 keeps a dimension dynamic on purpose)"
+                )
             )
         resolved[spec.name] = spec.shape
     return resolved

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from edgemp.errors import BackendError
+from edgemp.plugins import loaded
 
 __all__ = ["Toolchain", "ToolchainError", "load_toolchain", "toolchain_names"]
 
@@ -86,12 +87,7 @@ def load_toolchain(name: str) -> Toolchain:
         ToolchainError: if no installed package declares it, or what it declares is not a `Toolchain`.
     """
     for point in entry_points(group=GROUP, name=name):
-        try:
-            found = point.load()
-        except Exception as error:  # a plugin may fail in any way while importing
-            raise ToolchainError(
-                f"toolchain {name!r} ({point.value}) does not load: {error}"
-            ) from error
+        found = loaded(point.load, ToolchainError, f"toolchain {name!r} ({point.value})")
         if not isinstance(found, Toolchain) or found.name != name:
             raise ToolchainError(f"{point.value} is not a Toolchain called {name!r}")
         return found

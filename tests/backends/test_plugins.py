@@ -28,6 +28,12 @@ def test_a_plugin_that_does_not_import_is_refused_by_name() -> None:
         load_backend("broken-import")
 
 
+def test_a_plugin_that_ends_the_program_when_imported_is_refused_by_name() -> None:
+    message = r"backend 'quitting' \(quitting:Quitting\) does not load: it ends the program.*exit 3"
+    with pytest.raises(BackendError, match=message):
+        load_backend("quitting")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

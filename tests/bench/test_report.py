@@ -173,4 +173,4 @@ def test_figures_keep_their_meaning_when_printed() -> None:
     assert cosine(0.999899) == "0.99989"  # rounded to four digits it would pass for 0.9999
     assert cosine(0.9999999999999999) == "1.00000"
     assert (number(0.003456), number(1234.5), number(0.0)) == ("0.00346", "1,234", "0")
-    assert (size(346), size(2.5e6), size(None)) == ("0.346 kB", "2.50 MB", None)
+    assert (size(346), size(2.5e6), size(None)) == ("0.3 kB", "2.5 MB", None)

@@ -146,6 +146,28 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code(
     assert b"Broken" not in seen
 
 
+@pytest.mark.parametrize(
+    "arguments", [["targets", "--json"], ["targets", "toaster", "--json"], ["schema"], ["--help"]]
+)
+def test_a_full_disk_behind_stdout_is_said_and_is_exit_code_2(
+    environment: dict[str, str], arguments: list[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "edgemp.cli.main", *arguments],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert "cannot write the output: No space left on device" in ran.stderr or (
+        "unknown target" in ran.stderr
+    )
+
+
 def test_an_app_dir_that_does_not_exist_is_said(cli: Cli) -> None:
     error = document(cli("--app-dir", "no/such", "targets", "--json"), 2)["error"]
     assert "there is no folder no/such" in error["message"]
@@ -195,6 +217,8 @@ def test_compile_tells_people_what_it_did(cli: Cli, conv: Given, compiled: Ran) 
     assert "onnxruntime fp32" in text
     assert "fastest that holds" in text
     assert "0 computed" in text
+    assert " kB in all artifacts" in text
+    assert "0.0 MB" not in text
 
 
 def test_compile_without_samples_says_that_nothing_lossy_is_offered(cli: Cli, conv: Given) -> None:
@@ -346,16 +370,40 @@ def test_inspect_survives_any_report_in_the_bundle(
     [
         (["--report", "no/such/page.html"], "there is no folder no/such"),
         (["--report", "."], "it is a folder"),
+        (["--report", "m.edgemp"], "m.edgemp: it is the bundle of this very call"),
+        (
+            ["--report", "notes.md"],
+            "notes.md: there is a file of that name which is not an HTML page",
+        ),
         (["--baseline", "absent.edgemp"], "absent.edgemp"),
         (["--key", "absent.pem"], "is not signed"),
     ],
 )
 def test_bench_measures_nothing_before_it_knows_that_the_rest_will_work(
-    cli: Cli, bundle: Path, wrong: list[str], text: str
+    cli: Cli, bundle: Path, tmp_path: Path, wrong: list[str], text: str
 ) -> None:
-    told = said(cli("bench", bundle, *wrong), 2)
+    whole = bundle.read_bytes()
+    (tmp_path / "m.edgemp").write_bytes(whole)
+    (tmp_path / "notes.md").write_text("my notes")
+    told = said(cli("bench", "m.edgemp", *wrong), 2)
     assert text in told
     assert "steps" not in told
+    assert (tmp_path / "m.edgemp").read_bytes() == whole
+    assert (tmp_path / "notes.md").read_text() == "my notes"
+
+
+@pytest.mark.parametrize("name", ["m.edgemp", "s.npz", "notes.md"])
+def test_run_writes_its_video_over_nothing_else(
+    cli: Cli, bundle: Path, conv: Given, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "m.edgemp").write_bytes(bundle.read_bytes())
+    (tmp_path / "s.npz").write_bytes(conv.samples.read_bytes())
+    (tmp_path / "notes.md").write_text("my notes")
+    before = (tmp_path / name).read_bytes()
+    assert f"cannot write {name}" in said(
+        cli("run", "m.edgemp", "--samples", "s.npz", "-o", name), 2
+    )
+    assert (tmp_path / name).read_bytes() == before
 
 
 def test_bench_with_a_key_runs_a_bundle_that_is_signed_by_it(
@@ -418,6 +466,7 @@ def test_doctor_says_what_works_and_what_does_not(cli: Cli) -> None:
     assert found["backends"]["onnxruntime"]["available"] is True
     assert found["backends"]["absent"]["problem"] == "no toolchain; pip install absent-toolchain"
     assert "DoesNotExist" in found["backends"]["broken-import"]["problem"]
+    assert "ends the program" in found["backends"]["quitting"]["problem"]
     assert found["can_compile"] is True
     text = said(cli("doctor"))
     assert "no toolchain" in text

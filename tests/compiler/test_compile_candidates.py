@@ -87,7 +87,7 @@ def test_an_operator_that_the_targets_file_keeps_from_an_engine_goes_to_another(
     compile_: Compile, tmp_path: Path
 ) -> None:
     (tmp_path / "ours.toml").write_text(
-        'extends = "host"\n[[op_limits]]\nbackend = "onnxruntime"\nop = "Conv"\n'
+        'extends = "host"\nname = "ours"\n[[op_limits]]\nbackend = "onnxruntime"\nop = "Conv"\n'
         'reason = "it hangs on our board"\nsource = "bench"\n[sources]\nbench = "our lab book"\n'
     )
     ours = str(tmp_path / "ours.toml")

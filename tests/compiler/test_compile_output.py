@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import edgemp
-from edgemp.errors import (
-    EdgempError,
-)
+from edgemp.errors import EdgempError, OutputError
 from tests.compiler.conftest import Compile, written
 from tests.conftest import Given
 
@@ -30,6 +29,30 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
             edgemp.compile(conv.model, output, samples=conv.samples, cache=cache)
         assert caught.value.exit_code == 2
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("argument", ["pipeline", "samples", "target"])
+def test_an_output_that_is_an_input_is_refused_under_any_name(
+    conv: Given, tmp_path: Path, argument: str
+) -> None:
+    own = tmp_path / {"pipeline": "n.onnx", "samples": "s.npz", "target": "t.toml"}[argument]
+    own.write_bytes(b"hours of work")
+    (tmp_path / "link.edgemp").symlink_to(own)
+    (tmp_path / "hard.edgemp").hardlink_to(own)
+    call: dict[str, Any] = {"pipeline": conv.model, "samples": conv.samples, argument: str(own)}
+    for output in (own, tmp_path / "link.edgemp", tmp_path / "hard.edgemp"):
+        with pytest.raises(OutputError, match="of this very call") as caught:
+            edgemp.compile(output=output, **call)
+        assert caught.value.exit_code == 2
+    assert own.read_bytes() == b"hours of work"
+
+
+def test_a_file_that_is_no_bundle_is_not_replaced_by_one(conv: Given, tmp_path: Path) -> None:
+    for name, content in [("weights.npz", b"PK\3\4 an archive"), ("notes.md", b"my notes")]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OutputError, match=f"{name}.*which is not a bundle.*would be lost"):
+            edgemp.compile(conv.model, tmp_path / name, samples=conv.samples)
+        assert (tmp_path / name).read_bytes() == content
 
 
 def test_a_read_only_folder_is_refused_before_any_work(

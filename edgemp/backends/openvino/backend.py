@@ -22,6 +22,7 @@ from edgemp.backends.base import (
 from edgemp.backends.openvino.engine import core, read
 from edgemp.backends.openvino.session import CPU, DEVICE, OpenVinoSession, has_device
 from edgemp.errors import ToolchainMissing, UnsupportedOpError
+from edgemp.machine import this_machine
 from edgemp.network import Network
 from edgemp.target import Target
 from edgemp.tensor import Feed
@@ -118,20 +119,21 @@ class OpenVinoBackend(BackendDefaults):
             raise ToolchainMissing(
                 f"OpenVINO compiles for the {device} only where there is one: {target.name}"
             )
-        return self._artifact(
-            Artifact(
-                backend=self.name,
-                precision=precision,
-                files=_files(network),
-                inputs=network.inputs,
-                outputs=network.outputs,
-                options=_options(device, precision),
-                threads=max(1, target.cores),
-                engine="openvino",
-                version=_version(),
-            ),
-            target,
+        artifact = Artifact(
+            backend=self.name,
+            precision=precision,
+            files=_files(network),
+            inputs=network.inputs,
+            outputs=network.outputs,
+            options=_options(device, precision),
+            threads=max(1, target.cores),
+            engine="openvino",
+            version=_version(),
         )
+        placed = self._artifact(artifact, target)
+        if target.is_this_machine:
+            return placed
+        return replace(placed, placement=_chosen_here(placed.placement))
 
     def _artifact(self, artifact: Artifact, target: Target) -> Artifact:
         """The artifact with what its own session says of it."""
@@ -268,6 +270,17 @@ def _files(network: Network) -> dict[str, bytes]:
         "model.xml.gz": gzip.compress(network.model.read_bytes(), mtime=0),
         "model.bin": network.model.with_suffix(".bin").read_bytes(),
     }
+
+
+def _chosen_here(placement: Placement) -> Placement:
+    """The placement, saying of every kernel that it is this processor's: OpenVINO chooses when it loads."""
+    here = f"as chosen on {this_machine().cpu}; the device's engine chooses its own"
+    return Placement(
+        tuple(
+            replace(node, reason=f"{node.reason}, {here}" if node.reason else here)
+            for node in placement.nodes
+        )
+    )
 
 
 def _placed(model: Any, device: str) -> Placement:

@@ -31,6 +31,7 @@ from edgemp.backends.tensorrt.plan import (
 )
 from edgemp.errors import BackendError, ToolchainMissing
 from edgemp.network import Network
+from edgemp.sizes import size
 from edgemp.target import Target
 from edgemp.tensor import Feed
 
@@ -278,7 +279,7 @@ class TensorRtRtxBackend(NvidiaBackend):
         listed = sum(name in in_layers for name, *_ in nodes)
         checked: tuple[str, ...] = (
             f"parsed by {lib.title}'s ONNX parser as a strongly typed network",
-            f"built ahead of time for {sm(wanted)}, {len(built.plan) / 1e6:.1f} MB",
+            f"built ahead of time for {sm(wanted)}, {size(len(built.plan))}",
         )
         unchecked: tuple[str, ...] = (RTX_INT8,) if precision == "int8" else ()
         if built.layers:

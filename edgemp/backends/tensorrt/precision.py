@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgemp.backends.base import Precision
-from edgemp.backends.nvidia import OPTION, gpu
+from edgemp.backends.nvidia import capability, gpu
 from edgemp.backends.tensorrt.graph import constants_as_initializers, read
 from edgemp.backends.tensorrt.half import to_half
 from edgemp.backends.tensorrt.library import at_least
@@ -36,7 +36,7 @@ def offered(target: Target) -> tuple[Precision, ...]:
     unit = gpu(target)
     if unit is None:
         return ()
-    here = str(unit.options[OPTION])
+    here = capability(target)
     found = [
         Precision("fp32", lossless=True, unit=unit.name),
         Precision("fp16", needs="fp16", unit=unit.name),

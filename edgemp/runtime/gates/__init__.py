@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from pydantic import ValidationError
 
 from edgemp.errors import PipelineError
+from edgemp.plugins import loaded
 from edgemp.runtime.gates.base import Decision, Gate, GatePolicy
 
 __all__ = ["Decision", "Gate", "GatePolicy", "create_gate", "gate_kinds", "gate_policy"]
@@ -26,7 +27,9 @@ def gate_policy(
         PipelineError: for an unknown kind or invalid options; `where` names the module.
     """
     for point in entry_points(group="edgemp.gates", name=kind):
-        gate_class: type[Gate] = point.load()
+        gate_class: type[Gate] = loaded(
+            point.load, PipelineError, f"{where}: gate {kind!r} ({point.value})"
+        )
         try:
             return gate_class, gate_class.Policy.model_validate(options)
         except ValidationError as error:

@@ -29,6 +29,8 @@ MISSING = (
     "driver 4.20.6 or newer, https://developer.cambricon.com)"
 )
 FACT = "mlu_ranges"
+ARCHS = ("mtp_220", "mtp_372")
+"""MagicMind's names of the MLU220 and the MLU370."""
 
 
 class CambriconMluBackend(BackendDefaults):
@@ -49,6 +51,7 @@ class CambriconMluBackend(BackendDefaults):
         unit = next((unit for unit in target.units if unit.name == UNIT), None)
         if unit is None or not {"mlu_arch", "clusters"} <= set(unit.options):
             return ()
+        _check_options(target.name, unit.options)
         offered = (
             Precision("fp32", lossless=True, unit=UNIT),
             Precision("fp16", unit=UNIT),
@@ -279,6 +282,24 @@ def _unpack(content: Mapping[str, bytes], folder: Path) -> None:
             raise BackendError(f"cambricon_mlu refuses the package: {name!r} leads out of it")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+
+def _check_options(target: str, options: Mapping[str, Any]) -> None:
+    """MagicMind would refuse them on the device, hours later.
+
+    Raises:
+        BackendError: naming the target and the option.
+    """
+    if options["mlu_arch"] not in ARCHS:
+        raise BackendError(
+            f"target {target}: units.{UNIT}.options.mlu_arch is {options['mlu_arch']!r}; known: "
+            f"{', '.join(ARCHS)}"
+        )
+    clusters = options["clusters"]
+    if not isinstance(clusters, int) or isinstance(clusters, bool) or clusters < 1:
+        raise BackendError(
+            f"target {target}: units.{UNIT}.options.clusters is {clusters!r}, not a number of clusters"
+        )
 
 
 def _version() -> str:

@@ -47,6 +47,24 @@ def config(package: BuildPackage) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"mlu_arch": "mtp_999"}, "mlu_arch is 'mtp_999'"),
+        ({"clusters": "many"}, "clusters is 'many'"),
+    ],
+)
+def test_a_card_that_there_is_not_is_refused_by_target_and_field(
+    backend: Backend, options: dict[str, Any], field: str
+) -> None:
+    target = load_target("cambricon-mlu370-x4")
+    mlu = target.unit("MLU")
+    odd = mlu.model_copy(update={"options": {**mlu.options, **options}})
+    message = f"target cambricon-mlu370-x4: units.MLU.options.{field}"
+    with pytest.raises(BackendError, match=message):
+        backend.precisions(target.model_copy(update={"units": (odd,)}))
+
+
+@pytest.mark.parametrize(
     ("name", "archs"),
     [
         ("cambricon-mlu370-s4", [{"mtp_372": [6]}]),

@@ -36,6 +36,8 @@ from edgemp_rockchip_rknn.session import RockchipSession, as_declared
 from edgemp_rockchip_rknn.toolkit import ROCKCHIP, Build, Job, build, simulate
 
 TRANSFORM = "rockchip_rknn"
+PLATFORMS = ("rk3576", "rk3588")
+"""rknn-toolkit2's names of the chips that this backend was written for."""
 CALIBRATION_LIMIT = 200
 """Rockchip's user guide advises 20 to 200 calibration samples."""
 LIMITS = Limits(seconds=1800.0, memory_bytes=16 << 30)
@@ -65,6 +67,7 @@ class RockchipBackend(BackendDefaults):
     def precisions(self, target: Target) -> tuple[Precision, ...]:
         if _platform(target) is None:
             return ()
+        _require_platform(target)
         return (
             Precision("fp16", unit="NPU"),
             Precision("int8-hybrid", needs="int8", unit="NPU"),
@@ -234,7 +237,12 @@ def _require_platform(target: Target) -> str:
     platform = _platform(target)
     if platform is None:
         raise BackendError(
-            f"target {target.name} has no unit NPU with options.platform (rk3588, rk3576)"
+            f"target {target.name} has no unit NPU with options.platform ({', '.join(PLATFORMS)})"
+        )
+    if platform not in PLATFORMS:
+        raise BackendError(
+            f"target {target.name}: units.NPU.options.platform is {platform!r}; known: "
+            f"{', '.join(PLATFORMS)}"
         )
     return platform
 

@@ -24,6 +24,14 @@ from edgemp.tensor import Array, Feed
 FLOAT = TensorProto.FLOAT
 
 
+def test_a_chip_that_the_toolkit_is_not_asked_for_is_refused_by_target_and_field() -> None:
+    target = load_target("rk3588")
+    npu = target.unit("NPU").model_copy(update={"options": {"platform": "rk9999"}})
+    message = r"target rk3588: units.NPU.options.platform is 'rk9999'; known: rk3576, rk3588"
+    with pytest.raises(BackendError, match=message):
+        RockchipBackend().precisions(target.model_copy(update={"units": (npu,)}))
+
+
 def run(model: Any, feed: Feed) -> list[Array]:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
