@@ -48,11 +48,15 @@ def observe(
     Of tensors [1, L, channels] beside a mask only what is not masked out: padding is computed, but
     nobody reads it.
     """
+    if not tensors:
+        return
     inputs = {value.name for value in model.graph.input}
     computed = [name for name in tensors if name not in inputs]
     runner = session(model, computed)
     for feed in feeds:
-        found = dict(zip(computed, runner.run(computed, dict(feed)), strict=True))
+        # Asked for nothing, ONNX Runtime returns every output.
+        values = runner.run(computed, dict(feed)) if computed else []
+        found = dict(zip(computed, values, strict=True))
         mask = _mask(feed)
         for name in tensors:
             value = found[name] if name in found else np.asarray(feed[name])

@@ -11,7 +11,7 @@ import numpy as np
 from edgemp.tensor import Array
 
 OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
-SMALLEST = 256
+SMALLEST = 16
 """Weights of fewer elements stay as they are: nothing is to be gained."""
 
 
