@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemp.backends.openvino import OpenVinoBackend
-from edgemp.compress.mixed import distance, planned, quantize_mixed
-from edgemp.compress.observe import observe, outputs
-from edgemp.compress.products import products, sites
-from edgemp.compress.qdq import quantized
-from edgemp.compress.ranges import Range, best_range, full_range
-from edgemp.compress.smooth import smoothing
-from edgemp.compress.steps import compensated_steps, rounded_steps
+from edgemp.compress.mixed.observe import observe, outputs
+from edgemp.compress.mixed.products import products, sites
+from edgemp.compress.mixed.qdq import quantized
+from edgemp.compress.mixed.quantize import distance, planned, quantize_mixed
+from edgemp.compress.mixed.ranges import Range, best_range, full_range
+from edgemp.compress.mixed.smooth import smoothing
+from edgemp.compress.mixed.steps import compensated_steps, rounded_steps
 from edgemp.errors import BackendError
 from edgemp.fidelity import cosine
 from edgemp.samples import Samples

@@ -87,7 +87,7 @@ class OpenVinoBackend(BackendDefaults):
         import openvino
 
         if precision.startswith("int8-mixed"):
-            from edgemp.compress.mixed import quantize_mixed
+            from edgemp.compress.mixed.quantize import quantize_mixed
 
             mixed = quantize_mixed(network, folder)
             path = folder / "model.xml"

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgemp.compress.ranges import best_range
-from edgemp.compress.steps import rounded_steps
+from edgemp.compress.mixed.ranges import best_range
+from edgemp.compress.mixed.steps import rounded_steps
 from edgemp.tensor import Array
 
 EXPONENTS = (0.3, 0.45, 0.6, 0.7, 0.8, 0.9)

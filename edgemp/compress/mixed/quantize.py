@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from edgemp.compress.observe import observe, outputs
-from edgemp.compress.products import Product, initializers, products, sites
-from edgemp.compress.qdq import quantized
-from edgemp.compress.ranges import Range, best_range, full_range
-from edgemp.compress.smooth import smoothing
-from edgemp.compress.steps import Steps, compensated_steps, rounded_steps
+from edgemp.compress.mixed.observe import observe, outputs
+from edgemp.compress.mixed.products import Product, initializers, products, sites
+from edgemp.compress.mixed.qdq import quantized
+from edgemp.compress.mixed.ranges import Range, best_range, full_range
+from edgemp.compress.mixed.smooth import smoothing
+from edgemp.compress.mixed.steps import Steps, compensated_steps, rounded_steps
 from edgemp.errors import BackendError
 from edgemp.network import Network
 from edgemp.tensor import Array, Feed

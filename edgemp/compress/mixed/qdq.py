@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from edgemp.compress.products import Product
-from edgemp.compress.ranges import Range
-from edgemp.compress.steps import Steps, rounded_steps
+from edgemp.compress.mixed.products import Product
+from edgemp.compress.mixed.ranges import Range
+from edgemp.compress.mixed.steps import Steps, rounded_steps
 from edgemp.tensor import Array
 
 
