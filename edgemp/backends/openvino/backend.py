@@ -28,7 +28,15 @@ from edgemp.target import Target
 from edgemp.tensor import Feed
 
 HINT = "INFERENCE_PRECISION_HINT"
-_HINTS = {"fp32": "f32", "fp32-w16": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
+_HINTS = {
+    "fp32": "f32",
+    "fp32-w16": "f32",
+    "bf16": "bf16",
+    "int8": "f32",
+    "int8-bf16": "bf16",
+    "int8-mixed": "f32",
+    "int8-mixed-bf16": "bf16",
+}
 _BF16_ISA = {"avx512_bf16", "amx_bf16"}
 _DEVICES = ("GPU", "NPU")
 
@@ -61,6 +69,10 @@ class OpenVinoBackend(BackendDefaults):
         offered.append(Precision("int8", needs="int8"))
         if bf16:
             offered.append(Precision("int8-bf16", needs="int8"))
+        if target.is_this_machine:
+            # What is released from INT8 can be timed, but not estimated.
+            mixed = ("int8-mixed", "int8-mixed-bf16") if bf16 else ("int8-mixed",)
+            offered += [Precision(name, needs="int8-mixed") for name in mixed]
         for unit in target.units:
             if unit.options.get("openvino_device") in _DEVICES:
                 prefix = unit.name.lower()
@@ -74,6 +86,14 @@ class OpenVinoBackend(BackendDefaults):
     def prepare(self, network: Network, target: Target, precision: str, folder: Path) -> Network:
         import openvino
 
+        if precision.startswith("int8-mixed"):
+            from edgemp.compress.mixed.quantize import quantize_mixed
+
+            mixed = quantize_mixed(network, folder)
+            path = folder / "model.xml"
+            openvino.save_model(read(mixed.model), str(path), compress_to_fp16=True)
+            mixed.model.unlink()
+            return replace(mixed, model=path).transformed(path, "half_weights")
         model = read(network.model)
         transforms: list[str] = []
         if "int8" in precision:

@@ -1,0 +1,266 @@
+"""INT8 where it costs little: products that hurt keep float activations, by measured sensitivity.
+
+Four steps, none of which trains: outlier channels move into weights (`smooth`), weights are rounded so
+that their errors make up for each other (`steps`), every site is asked what the outputs lose by it, and
+the worst sites keep float activations until a tenth of the error is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemp.compress.mixed.observe import observe, outputs
+from edgemp.compress.mixed.products import Product, initializers, products, sites
+from edgemp.compress.mixed.qdq import quantized
+from edgemp.compress.mixed.ranges import Range, best_range, full_range
+from edgemp.compress.mixed.smooth import smoothing
+from edgemp.compress.mixed.steps import Steps, compensated_steps, rounded_steps
+from edgemp.errors import BackendError
+from edgemp.network import Network
+from edgemp.tensor import Array, Feed
+
+KEPT_ERROR = 0.1
+"""Share of plain INT8's error on calibration samples that may be left."""
+
+RELEASED = 0.5
+"""At most this share of the products' operations leaves INT8: beyond it, 16-bit floats do better."""
+
+CALIBRATION, JUDGES = 200, 12
+"""Feeds that ranges and Gram matrices are made of, and feeds that sensitivity is measured on, at most."""
+
+ROWS = 768
+"""Rows that divisors are searched on."""
+
+WIDEST = 4096
+"""Inputs of a product, at most, whose rounding errors are made up for: the work grows with their cube."""
+
+RIDGE = 0.01
+"""Added to the Gram matrix's diagonal, as a share of its mean."""
+
+PIXELS = 1 << 15
+"""Values kept per tensor and feed for choosing its range."""
+
+
+@dataclass
+class _Seen:
+    """What calibration samples showed of one site; `low` and `high` are per channel of rows."""
+
+    low: Array = field(default_factory=lambda: np.zeros(1, np.float32))
+    high: Array = field(default_factory=lambda: np.zeros(1, np.float32))
+    kept: list[Array] = field(default_factory=list)
+    divisor: Array | None = None
+    gram: Array | None = None
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network's products are quantized.
+
+    `ranges` and `divisors` by activation; `steps` are weights for INT8 activations and `alone` those for
+    float ones, by node. `order` is the sites, the most harmful per operation first.
+    """
+
+    found: tuple[Product, ...]
+    ranges: Mapping[str, Range]
+    divisors: Mapping[str, Array]
+    steps: Mapping[str, Steps]
+    alone: Mapping[str, Steps]
+    order: tuple[str, ...] = ()
+
+    def written(self, model: Any, released: Sequence[str]) -> Any:
+        """The model with all weights in INT8, and all activations but those of `released` sites."""
+        inside = [s for s in self.ranges if s not in released]
+        return quantized(
+            model,
+            self.found,
+            {s: self.ranges[s] for s in inside},
+            {
+                p.node: (self.alone if p.source in released else self.steps)[p.node]
+                for p in self.found
+            },
+            {s: self.divisors[s] for s in inside if s in self.divisors},
+        )
+
+
+def quantize_mixed(network: Network, folder: Path) -> Network:
+    """INT8 weights everywhere, INT8 activations where the outputs can bear it; a QDQ ONNX model.
+
+    Raises:
+        BackendError: if there are no calibration samples, or nothing to quantize.
+    """
+    import onnx
+
+    feeds = network.samples.calibration[:CALIBRATION]
+    if not feeds:
+        raise BackendError(
+            f"{network.name}: INT8 needs calibration samples; give at least 2 samples (one is held out)"
+        )
+    model = onnx.load(str(network.model))
+    found = products(model)
+    if not found:
+        raise BackendError(
+            f"{network.name}: no MatMul, Gemm or Conv with constant float32 weights to quantize"
+        )
+    plan = planned(model, found, feeds)
+    plan, released, left = released_sites(model, plan, feeds[:JUDGES])
+    path = folder / "model.onnx"
+    onnx.save(plan.written(model, released), str(path))
+    return network.transformed(
+        path,
+        "quantize_mixed",
+        quantized_products=len(found),
+        float_activations=[p.node for p in found if p.source in released],
+        error_left=left,
+    )
+
+
+def planned(model: Any, found: tuple[Product, ...], feeds: Sequence[Feed]) -> Plan:
+    """Ranges, divisors and weights for every site, from calibration feeds."""
+    grouped = sites(found)
+    weights = initializers(model)
+    seen = {source: _Seen() for source in grouped}
+    random = np.random.default_rng(0)
+
+    def look(source: str, value: Array) -> None:
+        item = seen[source]
+        if _is_rows(grouped[source]):
+            rows = value.reshape(-1, value.shape[-1])
+            item.low = np.minimum(item.low, rows.min(axis=0))
+            item.high = np.maximum(item.high, rows.max(axis=0))
+            some = random.choice(len(rows), min(len(rows), ROWS), replace=False)
+            item.kept.append(rows[some].astype(np.float32))
+        else:
+            flat = value.ravel()
+            some = random.choice(flat.size, min(flat.size, PIXELS), replace=False)
+            item.kept.append(flat[some].astype(np.float32))
+
+    observe(model, list(grouped), feeds, look)
+    for source, several in grouped.items():
+        if _is_rows(several):
+            rows = np.concatenate(seen[source].kept)
+            some = random.choice(len(rows), min(len(rows), ROWS), replace=False)
+            seen[source].divisor = smoothing(rows[some], [weights[p.weight] for p in several])
+    _grams(model, grouped, seen, feeds)
+    ranges = {source: _range(item) for source, item in seen.items()}
+    steps, alone = {}, {}
+    for source, several in grouped.items():
+        item = seen[source]
+        for product in several:
+            weight = weights[product.weight]
+            if item.gram is None:
+                steps[product.node] = alone[product.node] = rounded_steps(weight, product.axis)
+                continue
+            alone[product.node] = steps[product.node] = compensated_steps(weight, item.gram)
+            if item.divisor is not None:
+                d = item.divisor.astype(np.float64)
+                divided = item.gram / np.outer(d, d)
+                steps[product.node] = compensated_steps(weight * item.divisor[:, None], divided)
+    divisors = {s: item.divisor for s, item in seen.items() if item.divisor is not None}
+    return Plan(found, ranges, divisors, steps, alone)
+
+
+def _is_rows(several: Sequence[Product]) -> bool:
+    """Whether a site's activations are rows of what its products multiply."""
+    return all(p.op == "MatMul" or (p.op == "Gemm" and p.axis == 1) for p in several)
+
+
+def _grams(
+    model: Any,
+    grouped: Mapping[str, Sequence[Product]],
+    seen: Mapping[str, _Seen],
+    feeds: Sequence[Feed],
+) -> None:
+    """X^T X of every site of rows, regularised, into `seen`."""
+    narrow = [
+        s for s, several in grouped.items() if _is_rows(several) and several[0].shape[0] <= WIDEST
+    ]
+
+    def add(source: str, value: Array) -> None:
+        rows = value.reshape(-1, value.shape[-1]).astype(np.float64)
+        item = seen[source]
+        item.gram = rows.T @ rows if item.gram is None else item.gram + rows.T @ rows
+        item.count += len(rows)
+
+    observe(model, narrow, feeds, add)
+    for source in narrow:
+        item = seen[source]
+        assert item.gram is not None
+        gram = item.gram / max(item.count, 1)
+        item.gram = gram + max(RIDGE * float(np.diag(gram).mean()), 1e-9) * np.eye(len(gram))
+
+
+def _range(item: _Seen) -> Range:
+    """Rows keep their extremes: few of them carry much. Pixels are many, and a few may be clipped."""
+    if item.kept[0].ndim == 1:
+        return best_range(np.concatenate(item.kept))
+    divisor = np.float32(1) if item.divisor is None else item.divisor
+    return full_range(float((item.low / divisor).min()), float((item.high / divisor).max()))
+
+
+def released_sites(
+    model: Any, plan: Plan, feeds: Sequence[Feed]
+) -> tuple[Plan, tuple[str, ...], float]:
+    """The plan with its order, the sites that keep float activations, and the share of the error left.
+
+    Sites are ranked by what the outputs gain per operation when one alone is released; as many as
+    needed are, found by halving, within `RELEASED` of all operations.
+    """
+    reference = outputs(model, feeds)
+
+    def error(released: Sequence[str]) -> float:
+        return distance(reference, outputs(plan.written(model, released), feeds))
+
+    whole = error(())
+    if whole <= 0:
+        return plan, (), 0.0
+    cost = _operations(model, plan, feeds[0])
+    gains = {s: (whole - error((s,))) / max(cost[s], 1.0) for s in plan.ranges}
+    order = tuple(sorted((s for s in gains if gains[s] > 0), key=lambda s: -gains[s]))
+    allowed, spent = 0, 0.0
+    for source in order:
+        spent += cost[source]
+        if spent > RELEASED * sum(cost.values()):
+            break
+        allowed += 1
+    plan = Plan(plan.found, plan.ranges, plan.divisors, plan.steps, plan.alone, order)
+    if error(order[:allowed]) > KEPT_ERROR * whole:
+        return plan, order[:allowed], error(order[:allowed]) / whole
+    low, high = 0, allowed
+    while low < high:
+        middle = (low + high) // 2
+        if error(order[:middle]) <= KEPT_ERROR * whole:
+            high = middle
+        else:
+            low = middle + 1
+    return plan, order[:low], error(order[:low]) / whole
+
+
+def distance(reference: Sequence[Feed], found: Sequence[Feed]) -> float:
+    """Mean squared error over mean square, of all outputs of all feeds alike."""
+    shares = []
+    for expected, actual in zip(reference, found, strict=True):
+        for name, value in expected.items():
+            a, b = value.astype(np.float64), actual[name].astype(np.float64)
+            shares.append(float(((a - b) ** 2).sum() / max((a**2).sum(), 1e-30)))
+    return float(np.mean(shares))
+
+
+def _operations(model: Any, plan: Plan, feed: Feed) -> dict[str, float]:
+    """Multiply-adds of every site, on one feed."""
+    sizes: dict[str, int] = {}
+
+    def measure(name: str, value: Array) -> None:
+        sizes[name] = value.size
+
+    observe(model, [p.result for p in plan.found], [feed], measure)
+    grouped = sites(plan.found)
+    return {
+        source: float(sum(sizes[p.result] * p.elements / max(p.shape[p.axis], 1) for p in several))
+        for source, several in grouped.items()
+    }

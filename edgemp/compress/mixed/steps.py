@@ -1,0 +1,69 @@
+"""Int8 weights: 255 symmetric steps per output channel, rounded to the nearest or so that outputs stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgemp.tensor import Array
+
+BLOCK = 64
+"""Columns between which rounding errors are passed on at once."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """An int8 weight: `values` int8 in the weight's shape, `scale` float32 per output channel."""
+
+    values: Array
+    scale: Array
+
+    def floats(self, axis: int) -> Array:
+        """What the steps stand for; `axis` is that of output channels."""
+        return np.asarray(self.values * _along(self.scale, axis, self.values.ndim), np.float32)
+
+
+def _along(scale: Array, axis: int, rank: int) -> Array:
+    return scale.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def scales(weight: Array, axis: int) -> Array:
+    """The largest magnitude of every output channel over 127, float32."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others).astype(np.float32)
+    return np.asarray(np.maximum(largest, 1e-8) / 127, np.float32)
+
+
+def rounded_steps(weight: Array, axis: int) -> Steps:
+    """Every weight at its nearest step."""
+    scale = scales(weight, axis)
+    values = np.clip(np.round(weight / _along(scale, axis, weight.ndim)), -127, 127)
+    return Steps(values.astype(np.int8), scale)
+
+
+def compensated_steps(weight: Array, gram: Array) -> Steps:
+    """Steps of `weight` [k, out] whose rounding errors make up for each other on inputs seen before.
+
+    `gram` float64 [k, k] is X^T X of the inputs, regularised. Inputs are rounded one after the other,
+    the largest first, and each error is passed on to those that are left (E. Frantar et al., "GPTQ",
+    arXiv:2210.17323).
+    """
+    order = np.argsort(-np.diag(gram), kind="stable")
+    inverse = np.linalg.inv(gram[np.ix_(order, order)])
+    # The upper factor of the inverse holds every step's remaining inverse, row by row.
+    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+    left = weight[order].astype(np.float64)
+    scale = scales(weight, 1)
+    values = np.empty(weight.shape, np.int8)
+    size = len(order)
+    for start in range(0, size, BLOCK):
+        end = min(start + BLOCK, size)
+        errors = np.empty((end - start, weight.shape[1]))
+        for row in range(start, end):
+            steps = np.clip(np.round(left[row] / scale), -127, 127)
+            values[order[row]] = steps
+            errors[row - start] = (left[row] - steps * scale) / upper[row, row]
+            left[row + 1 : end] -= np.outer(upper[row, row + 1 : end], errors[row - start])
+        left[end:] -= upper[start:end, end:].T @ errors
+    return Steps(values, scale)
