@@ -102,7 +102,7 @@ def test_a_crash_under_emulation_says_what_happened(jobs: Jobs) -> None:
 def test_a_hang_under_emulation_ends_at_the_time_limit(jobs: Jobs) -> None:
     worker = jobs(seconds=15)
     assert worker.ask("double", value=1) == 2
-    worker._limits = type(worker._limits)(seconds=2)
+    worker.limits = type(worker.limits)(seconds=2)
     started = time.monotonic()
     with pytest.raises(TrialError, match="timed out: sleep took more than 2 s"):
         worker.ask("sleep", seconds=120)
