@@ -115,6 +115,7 @@ def few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {kind: several[:2] for kind, several in micro.MATRIX_CASES.items()}
     monkeypatch.setattr(micro, "MATRIX_CASES", cases)
     monkeypatch.setattr(calibrate, "ROUNDS", 1)
+    monkeypatch.setattr(calibrate, "ATTEMPTS", 20)  # of three runs each: the machine may be busy
     monkeypatch.setattr(calibrate, "SLICE_S", 0.0)
     monkeypatch.setattr(calibrate, "HALVES", (0, 8))
     monkeypatch.setattr(calibrate, "LEVELS", ((16, 1 << 20), (256, 0)))
