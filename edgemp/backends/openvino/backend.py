@@ -34,9 +34,10 @@ _HINTS = {
     "bf16": "bf16",
     "int8": "f32",
     "int8-bf16": "bf16",
-    "int8-mixed": "f32",
-    "int8-mixed-bf16": "bf16",
 }
+MIXED = "int8-mixed"
+"""Mixed INT8 (edgemp.compress.mixed), the rest in bf16 where the CPU has it."""
+
 _BF16_ISA = {"avx512_bf16", "amx_bf16"}
 _DEVICES = ("GPU", "NPU")
 
@@ -71,8 +72,7 @@ class OpenVinoBackend(BackendDefaults):
             offered.append(Precision("int8-bf16", needs="int8"))
         if target.is_this_machine:
             # What is released from INT8 can be timed, but not estimated.
-            mixed = ("int8-mixed", "int8-mixed-bf16") if bf16 else ("int8-mixed",)
-            offered += [Precision(name, needs="int8-mixed") for name in mixed]
+            offered.append(Precision(MIXED, needs=MIXED))
         for unit in target.units:
             if unit.options.get("openvino_device") in _DEVICES:
                 prefix = unit.name.lower()
@@ -86,7 +86,7 @@ class OpenVinoBackend(BackendDefaults):
     def prepare(self, network: Network, target: Target, precision: str, folder: Path) -> Network:
         import openvino
 
-        if precision.startswith("int8-mixed"):
+        if precision == MIXED:
             from edgemp.compress.mixed.quantize import quantize_mixed
 
             mixed = quantize_mixed(network, folder)
@@ -125,7 +125,7 @@ class OpenVinoBackend(BackendDefaults):
             files=_files(network),
             inputs=network.inputs,
             outputs=network.outputs,
-            options=_options(device, precision),
+            options=_options(device, precision, target),
             threads=max(1, target.cores),
             engine="openvino",
             version=_version(),
@@ -163,7 +163,7 @@ class OpenVinoBackend(BackendDefaults):
                 f"not run on the {device}: neither outputs nor latency",
                 f"which operators the {device} takes: the device is asked when it finishes the bundle",
             ),
-            options=_options(device, precision),
+            options=_options(device, precision, target),
             engine="openvino",
             version=_version(),
             placement=Placement(
@@ -260,8 +260,12 @@ def _device(target: Target, precision: str) -> str:
     return CPU
 
 
-def _options(device: str, precision: str) -> Mapping[str, Any]:
-    return {HINT: _HINTS[precision]} if device == CPU else {DEVICE: device, HINT: "f16"}
+def _options(device: str, precision: str, target: Target) -> Mapping[str, Any]:
+    if device != CPU:
+        return {DEVICE: device, HINT: "f16"}
+    if precision == MIXED:
+        return {HINT: "bf16" if _has_bf16(target) else "f32"}
+    return {HINT: _HINTS[precision]}
 
 
 def _files(network: Network) -> dict[str, bytes]:
