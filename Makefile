@@ -15,7 +15,7 @@ PLUGINS := targets/cambricon_mlu targets/rockchip_rknn
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.ar_subtitle.demo --output build/ar_subtitle
 
-# Digits seen, heard and read: generates speech, trains (3 minutes on 2 cores), compiles.
+# Digits seen, heard and read: generates speech, trains, compiles.
 trimodal: $(VENV)/.trimodal deps-speech
 	$(BIN)/python -m examples.trimodal.train
 	$(BIN)/edgemp compile examples/trimodal/pipeline.yaml --target host -o build/trimodal/trimodal.edgemp

@@ -67,8 +67,8 @@ class Pace:
     left_out: int
 
 
-QUICK = Pace(tri.QUICK, (0,), (0.0, 0.25, 0.5, 0.75, 1.0), 6, 8, 1)
-FULL = Pace(tri.FULL, (0, 1, 2), tuple(round(0.1 * i, 1) for i in range(11)), 12, 12, 3)
+QUICK = Pace(tri.QUICK, (0,), (0.25, 0.5, 0.75, 1.0), 12, 12, 1)
+FULL = Pace(tri.FULL, (0, 1, 2), tuple(round(0.1 * i, 1) for i in range(1, 11)), 16, 14, 3)
 
 
 def macro_f1(truth: object, said: object) -> float:

@@ -84,7 +84,7 @@ def _weights() -> dict[str, NDArray[Any]]:
     if not WEIGHTS.is_file():
         raise NetworkError(
             f"the trimodal networks are not trained yet ({WEIGHTS} does not exist): run "
-            "`make trimodal`, or `python -m examples.trimodal.train` (about 3 minutes)"
+            "`make trimodal`, or `python -m examples.trimodal.train` (some minutes)"
         )
     with np.load(WEIGHTS, allow_pickle=False) as data:
         return {key: data[key] for key in data.files}
