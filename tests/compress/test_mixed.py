@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemp.backends.openvino import OpenVinoBackend
+from edgemp.compress.mixed.embeddings import quantize_embeddings
 from edgemp.compress.mixed.observe import observe, outputs
 from edgemp.compress.mixed.products import products, sites
 from edgemp.compress.mixed.qdq import quantized
@@ -222,6 +223,35 @@ def test_padding_behind_a_mask_is_not_looked_at() -> None:
     seen: list[Array] = []
     observe(model, ["e"], [feed], lambda name, value: seen.append(value))
     assert [value.shape for value in seen] == [(1, 2, 8)]
+
+
+def test_an_embedding_table_takes_a_quarter_and_looks_up_nearly_the_same() -> None:
+    made = networks.model(
+        [
+            helper.make_node("Gather", ["table", "tokens"], ["e"], name="embed"),
+            helper.make_node("MatMul", ["e", "w"], ["y"], name="product"),
+        ],
+        {"tokens": (TensorProto.INT64, [1, 6])},
+        {"y": (TensorProto.FLOAT, [1, 6, 8])},
+        [networks.weight("table", 500, 16), networks.weight("w", 16, 8)],
+    )
+    small, count = quantize_embeddings(made)
+    onnx.checker.check_model(small)
+    assert count == 1
+    assert len(small.SerializeToString()) < 0.45 * len(made.SerializeToString())
+    feed = {"tokens": np.array([[0, 499, 3, 77, 200, 3]])}
+    assert cosine(outputs(made, [feed])[0]["y"], outputs(small, [feed])[0]["y"]) > 0.9999
+    # A table that a product reads, too, stays: that product has its own steps.
+    tied = networks.model(
+        [
+            helper.make_node("Gather", ["table", "tokens"], ["e"]),
+            helper.make_node("MatMul", ["e", "table"], ["y"]),
+        ],
+        {"tokens": (TensorProto.INT64, [1, 6])},
+        {"y": (TensorProto.FLOAT, [1, 6, 64])},
+        [networks.weight("table", 64, 64)],
+    )
+    assert quantize_embeddings(tied)[1] == 0
 
 
 def test_openvino_runs_it_in_integers_and_near_the_original(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemp.compress.mixed.embeddings import quantize_embeddings
 from edgemp.compress.mixed.observe import observe, outputs
 from edgemp.compress.mixed.products import Product, initializers, products, sites
 from edgemp.compress.mixed.qdq import quantized
@@ -110,11 +111,13 @@ def quantize_mixed(network: Network, folder: Path) -> Network:
     plan = planned(model, found, feeds)
     plan, released, left = released_sites(model, plan, feeds[:JUDGES])
     path = folder / "model.onnx"
-    onnx.save(plan.written(model, released), str(path))
+    written, tables = quantize_embeddings(plan.written(model, released))
+    onnx.save(written, str(path))
     return network.transformed(
         path,
         "quantize_mixed",
         quantized_products=len(found),
+        quantized_embeddings=tables,
         float_activations=[p.node for p in found if p.source in released],
         error_left=left,
     )
