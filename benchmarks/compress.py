@@ -35,6 +35,8 @@ RUNS = (
     ("openvino", "bf16"),
     ("openvino", "int8"),
     ("openvino", "int8-bf16"),
+    ("openvino", "fp32-w8"),
+    ("openvino", "bf16-w8"),
     ("openvino", "int8-mixed"),
 )
 MIXED = "openvino int8-mixed"

@@ -270,9 +270,29 @@ def test_openvino_runs_it_in_integers_and_near_the_original(tmp_path: Path) -> N
     assert any("8" in node.precision for node in artifact.placement.nodes)
 
 
+def test_weights_in_eight_bits_compute_in_floats_from_loading_on(tmp_path: Path) -> None:
+    host, backend = load_target("host"), OpenVinoBackend()
+    (precision,) = {p.name for p in backend.precisions(host)} & {"bf16-w8", "fp32-w8"}
+    made = networks.network(
+        networks.mlp_model(), {"x": networks.samples(16, (1, 12))}, tmp_path / "network"
+    )
+    (tmp_path / "built").mkdir()
+    prepared = backend.prepare(made, host, precision, tmp_path / "built")
+    assert prepared.transforms == ("quantize_weights", "half_weights")
+    artifact = backend.compile(prepared, host, precision)
+    session = backend.open(artifact, host)
+    for feed, expected in zip(made.samples.held_out, made.reference, strict=True):
+        assert cosine(expected["y"], session.run(feed)["y"]) > 0.999
+    session.close()
+    used = {node.precision for node in artifact.placement.nodes}
+    assert not any("8" in item for item in used), used
+
+
 def test_it_is_offered_where_it_can_be_timed() -> None:
     names = {p.name for p in OpenVinoBackend().precisions(load_target("host"))}
     assert "int8-mixed" in names
     other = load_target("x86-avx2")
     if not other.is_this_machine:
-        assert "int8-mixed" not in {p.name for p in OpenVinoBackend().precisions(other)}
+        assert not {"int8-mixed", "bf16-w8", "fp32-w8"} & {
+            p.name for p in OpenVinoBackend().precisions(other)
+        }

@@ -20,7 +20,7 @@ from edgemp.backends.base import (
     Simulation,
 )
 from edgemp.backends.openvino.engine import core, read
-from edgemp.backends.openvino.session import CPU, DEVICE, OpenVinoSession, has_device
+from edgemp.backends.openvino.session import CPU, DEVICE, UNPACK, OpenVinoSession, has_device
 from edgemp.errors import ToolchainMissing, UnsupportedOpError
 from edgemp.machine import this_machine
 from edgemp.network import Network
@@ -37,6 +37,8 @@ _HINTS = {
 }
 MIXED = "int8-mixed"
 """Mixed INT8 (edgemp.compress.mixed), the rest in bf16 where the CPU has it."""
+STORED = ("fp32-w8", "bf16-w8")
+"""INT8 in the file, floats from loading on."""
 
 _BF16_ISA = {"avx512_bf16", "amx_bf16"}
 _DEVICES = ("GPU", "NPU")
@@ -71,7 +73,8 @@ class OpenVinoBackend(BackendDefaults):
         if bf16:
             offered.append(Precision("int8-bf16", needs="int8"))
         if target.is_this_machine:
-            # What is released from INT8 can be timed, but not estimated.
+            # They can be timed, but not estimated yet.
+            offered.append(Precision(STORED[bf16], needs="w8"))
             offered.append(Precision(MIXED, needs=MIXED))
         for unit in target.units:
             if unit.options.get("openvino_device") in _DEVICES:
@@ -86,14 +89,15 @@ class OpenVinoBackend(BackendDefaults):
     def prepare(self, network: Network, target: Target, precision: str, folder: Path) -> Network:
         import openvino
 
-        if precision == MIXED:
-            from edgemp.compress.mixed.quantize import quantize_mixed
+        if precision in {MIXED, *STORED}:
+            from edgemp.compress.mixed.quantize import quantize_mixed, quantize_weights
 
-            mixed = quantize_mixed(network, folder)
+            transform = quantize_mixed if precision == MIXED else quantize_weights
+            smaller = transform(network, folder)
             path = folder / "model.xml"
-            openvino.save_model(read(mixed.model), str(path), compress_to_fp16=True)
-            mixed.model.unlink()
-            return replace(mixed, model=path).transformed(path, "half_weights")
+            openvino.save_model(read(smaller.model), str(path), compress_to_fp16=True)
+            smaller.model.unlink()
+            return replace(smaller, model=path).transformed(path, "half_weights")
         model = read(network.model)
         transforms: list[str] = []
         if "int8" in precision:
@@ -265,6 +269,8 @@ def _options(device: str, precision: str, target: Target) -> Mapping[str, Any]:
         return {DEVICE: device, HINT: "f16"}
     if precision == MIXED:
         return {HINT: "bf16" if _has_bf16(target) else "f32"}
+    if precision in STORED:
+        return {HINT: "bf16" if precision == "bf16-w8" else "f32", UNPACK: True}
     return {HINT: _HINTS[precision]}
 
 

@@ -19,6 +19,8 @@ from edgemp.tensor import Array, Feed, TensorSpec
 CPU = "CPU"
 DEVICE = "device"
 """The artifact's option that names the device; without it, the CPU."""
+UNPACK = "unpack_weights"
+"""The artifact's option that turns 8-bit weights into floats once, when the model is loaded."""
 MAX_XML_BYTES = 256 << 20
 """An XML holds the graph without weights; a larger one is a decompression bomb."""
 OWN_BYTES = 64 << 10
@@ -47,6 +49,13 @@ class OpenVinoSession:
         # Kept, because the model refers to the weights without copying them.
         self._weights = artifact.files.get("model.bin", b"")
         model = self.model_of(artifact, engine)
+        if artifact.options.get(UNPACK):
+            # The engine would else keep them in 8 bits and convert them in every run.
+            from openvino.passes import ConstantFolding, Manager
+
+            passes = Manager()
+            passes.register_pass(ConstantFolding())
+            passes.run_passes(model)
         try:
             self._compiled = engine.compile_model(
                 model,
@@ -55,7 +64,7 @@ class OpenVinoSession:
                     "PERFORMANCE_HINT": "LATENCY",
                     **({"NUM_STREAMS": "1"} if device == CPU else {}),
                     **({"INFERENCE_NUM_THREADS": str(artifact.threads)} if CPU in device else {}),
-                    **{k: str(v) for k, v in artifact.options.items() if k != DEVICE},
+                    **{k: str(v) for k, v in artifact.options.items() if k not in {DEVICE, UNPACK}},
                 },
             )
         except RuntimeError as error:

@@ -103,11 +103,7 @@ def quantize_mixed(network: Network, folder: Path) -> Network:
             f"{network.name}: INT8 needs calibration samples; give at least 2 samples (one is held out)"
         )
     model = onnx.load(str(network.model))
-    found = products(model)
-    if not found:
-        raise BackendError(
-            f"{network.name}: no MatMul, Gemm or Conv with constant float32 weights to quantize"
-        )
+    found = _products(model, network.name)
     plan = planned(model, found, feeds)
     plan, released, left = released_sites(model, plan, feeds[:JUDGES])
     path = folder / "model.onnx"
@@ -121,6 +117,45 @@ def quantize_mixed(network: Network, folder: Path) -> Network:
         float_activations=[p.node for p in found if p.source in released],
         error_left=left,
     )
+
+
+def quantize_weights(network: Network, folder: Path) -> Network:
+    """INT8 weights and embedding tables, float activations; a QDQ ONNX model a quarter of the size.
+
+    Rounding errors make up for each other on the calibration samples (`compensated_steps`); without
+    samples every weight is rounded to its nearest step.
+
+    Raises:
+        BackendError: if there is nothing to quantize.
+    """
+    import onnx
+
+    model = onnx.load(str(network.model))
+    found = _products(model, network.name)
+    grouped, weights = sites(found), initializers(model)
+    seen = {source: _Seen() for source in grouped}
+    _grams(model, grouped, seen, network.samples.calibration[:CALIBRATION])
+    steps = {}
+    for product in found:
+        gram, weight = seen[product.source].gram, weights[product.weight]
+        steps[product.node] = (
+            rounded_steps(weight, product.axis) if gram is None else compensated_steps(weight, gram)
+        )
+    path = folder / "model.onnx"
+    written, tables = quantize_embeddings(quantized(model, found, {}, steps))
+    onnx.save(written, str(path))
+    return network.transformed(
+        path, "quantize_weights", quantized_products=len(found), quantized_embeddings=tables
+    )
+
+
+def _products(model: Any, name: str) -> tuple[Product, ...]:
+    found = products(model)
+    if not found:
+        raise BackendError(
+            f"{name}: no MatMul, Gemm or Conv with constant float32 weights to quantize"
+        )
+    return found
 
 
 def planned(model: Any, found: tuple[Product, ...], feeds: Sequence[Feed]) -> Plan:
@@ -193,7 +228,8 @@ def _grams(
     observe(model, narrow, feeds, add)
     for source in narrow:
         item = seen[source]
-        assert item.gram is not None
+        if item.gram is None:  # no feeds
+            continue
         gram = item.gram / max(item.count, 1)
         item.gram = gram + max(RIDGE * float(np.diag(gram).mean()), 1e-9) * np.eye(len(gram))
 
