@@ -92,6 +92,30 @@ def networks_of(
     return networks
 
 
+def _offered(backend: str, target: Target, asked_for: bool) -> tuple[Precision, ...]:
+    """What the backend offers on the target; empty if its toolchain, or the plugin, is not installed.
+
+    Raises:
+        BackendError: if a backend that the user asked for is unknown, or one offers nothing.
+    """
+    try:
+        engine = load_backend(backend)
+    except BackendError:
+        if asked_for:
+            raise
+        return ()  # the target's own first backend may be a plugin
+    try:
+        offered = engine.precisions(target)
+    except ToolchainMissing:
+        return ()
+    if not offered:
+        raise BackendError(
+            f"{backend} offers nothing for {target.name}; its backends are: "
+            f"{', '.join(target.backends)}"
+        )
+    return offered
+
+
 def _chosen(target: Target, choice: Choice) -> tuple[str, Precision, bool]:
     """The backend and the precision to estimate for, and whether the backend offers it itself.
 
@@ -103,25 +127,7 @@ def _chosen(target: Target, choice: Choice) -> tuple[str, Precision, bool]:
             and it cannot be asked.
     """
     backend = choice.backend or target.backends[0]
-    loaded = None
-    try:
-        loaded = load_backend(backend)
-    except BackendError:
-        # The target's own first backend may be a plugin that is not installed.
-        if choice.backend is not None:
-            raise
-    offered: tuple[Precision, ...] = ()
-    if loaded is not None:
-        try:
-            offered = loaded.precisions(target)
-        except ToolchainMissing:
-            pass
-        else:
-            if not offered:
-                raise BackendError(
-                    f"{backend} offers nothing for {target.name}; its backends are: "
-                    f"{', '.join(target.backends)}"
-                )
+    offered = _offered(backend, target, asked_for=choice.backend is not None)
     if offered:
         for precision in offered:
             if choice.precision in {None, precision.name}:
