@@ -31,8 +31,11 @@ KEPT_ERROR = 0.1
 RELEASED = 0.5
 """At most this share of the products' operations leaves INT8: beyond it, 16-bit floats do better."""
 
-CALIBRATION, JUDGES = 200, 12
-"""Feeds that ranges and Gram matrices are made of, and feeds that sensitivity is measured on, at most."""
+CALIBRATION = 200
+"""Feeds that ranges and Gram matrices are made of, at most."""
+
+FEWEST_JUDGES, JUDGEMENTS = 3, 240
+"""Feeds that sensitivity is measured on, at least, and runs that it may take where that allows for more."""
 
 ROWS = 768
 """Rows that divisors are searched on."""
@@ -105,7 +108,8 @@ def quantize_mixed(network: Network, folder: Path) -> Network:
     model = onnx.load(str(network.model))
     found = _products(model, network.name)
     plan = planned(model, found, feeds)
-    plan, released, left = released_sites(model, plan, feeds[:JUDGES])
+    judges = max(FEWEST_JUDGES, JUDGEMENTS // len(plan.ranges))
+    plan, released, left = released_sites(model, plan, feeds[:judges])
     path = folder / "model.onnx"
     written, tables = quantize_embeddings(plan.written(model, released))
     onnx.save(written, str(path))
