@@ -12,7 +12,7 @@ from edgemp.backends.base import Artifact, Estimate, Evidence
 from edgemp.compiler.artifacts import load_artifact, load_compiled
 from edgemp.compiler.candidates import Candidate
 from edgemp.compiler.trials import Bench, Trial, Workshop, build, feeds_digest, lasting, source
-from edgemp.emulation import Emulator, emulator
+from edgemp.emulation import Emulator, again, emulator
 from edgemp.errors import TrialError
 from edgemp.fidelity import measure
 from edgemp.isolate import WorkerFailure
@@ -209,11 +209,13 @@ def _emulate(
     folder: Path,
     path: Path,
 ) -> None:
-    worker = emulated.worker(folders=[workshop.cache.root])
-    with worker:
-        # One thread, as in `Emulator.verify`.
-        worker.ask("open", **_opening(workshop, network, candidate.with_threads(1), folder))
-        worker.ask("outputs", path=str(path), at_most=EMULATED_FEEDS)
+    def compute() -> None:
+        with emulated.worker(folders=[workshop.cache.root]) as worker:
+            # One thread, as in `Emulator.verify`.
+            worker.ask("open", **_opening(workshop, network, candidate.with_threads(1), folder))
+            worker.ask("outputs", path=str(path), at_most=EMULATED_FEEDS)
+
+    again(compute)
 
 
 def _opening(

@@ -29,9 +29,6 @@ from edgemp.network import Network
 from edgemp.pipeline import Pipeline
 from edgemp.samples import Split
 
-REPLAYS = 3
-"""Processes that a module's goldens are replayed in, at most, where emulation crashes."""
-
 
 def check_output(output: Path) -> None:
     """Find out in the first second whether a bundle can be written.
@@ -149,26 +146,17 @@ def _replayed(device: Emulator, bundle: Path, names: list[str]) -> dict[str, Any
     """`edgemp verify` there; a module at a time if it crashes, which emulation does now and then.
 
     Raises:
-        TrialError: if a module crashes there in `REPLAYS` processes of its own, too.
+        TrialError: if a module crashes there in several processes of its own, too.
     """
     try:
-        return device.verify(bundle, modules=names)
+        return device.verify(bundle, modules=names, attempts=1)
     except TrialError:
         verdict: dict[str, Any] = {"first_diverging": ""}
         for name in names:
-            verdict = _replayed_alone(device, bundle, name)
+            verdict = device.verify(bundle, modules=[name])
             if verdict["first_diverging"]:
                 break
         return verdict
-
-
-def _replayed_alone(device: Emulator, bundle: Path, name: str) -> dict[str, Any]:
-    for _ in range(REPLAYS - 1):
-        try:
-            return device.verify(bundle, modules=[name])
-        except TrialError:
-            continue
-    return device.verify(bundle, modules=[name])
 
 
 def _cannot_rehearse(compiled: Compiled) -> str:

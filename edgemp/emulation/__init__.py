@@ -4,6 +4,6 @@ qemu emulates the processor, proot makes a Debian for arm64 the root file system
 runs in it with the same versions of its engines as here. `python -m edgemp.emulation install` sets it up.
 """
 
-from edgemp.emulation.device import Emulator, emulator, locate, problem
+from edgemp.emulation.device import Emulator, again, emulator, locate, problem
 
-__all__ = ["Emulator", "emulator", "locate", "problem"]
+__all__ = ["Emulator", "again", "emulator", "locate", "problem"]

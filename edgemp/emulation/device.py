@@ -8,18 +8,18 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import edgemp
 from edgemp.emulation import layout
 from edgemp.emulation.processor import emulated_cpu
 from edgemp.errors import BackendError, EdgempError, ToolchainMissing, TrialError
-from edgemp.isolate import Limits, Worker
+from edgemp.isolate import Limits, TimedOut, Worker
 from edgemp.target import Target
 
 ARCH = "aarch64"
@@ -39,7 +39,14 @@ _ENVIRONMENT = {
     "PYTHONPATH": f"{_CODE}:/opt/site",
     # Away from the checkout, which is bound into the device and must not be written to.
     "PYTHONPYCACHEPREFIX": "/var/cache/python",
+    # Under qemu 7.2 a process of several threads corrupts its heap once in a while.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TVM_NUM_THREADS": "1",
 }
+ATTEMPTS = 3
+"""Processes that may crash before a crash is held to be the artifact's own and not qemu's."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -98,20 +105,28 @@ class Emulator:
             return self._finish(arguments, Path(name), folders, seconds)
 
     def verify(
-        self, bundle: Path, *, modules: Sequence[str] = (), seconds: float = 1800.0
+        self,
+        bundle: Path,
+        *,
+        modules: Sequence[str] = (),
+        seconds: float = 1800.0,
+        attempts: int = ATTEMPTS,
     ) -> dict[str, Any]:
         """Run `edgemp verify --json` on the emulated device, for some or all modules; returns its document.
 
         Raises:
             EdgempError: if the bundle could not be verified at all, with the device's own message.
-            TrialError: if it crashed or took too long.
+            TrialError: if it took too long, or crashed in every one of `attempts` processes.
         """
+        return again(lambda: self._verify(bundle, modules, seconds), attempts)
+
+    def _verify(self, bundle: Path, modules: Sequence[str], seconds: float) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="edgemp-emulated-") as name:
             seen = _tmp(Path(name)) / bundle.name
             seen.parent.mkdir()
             shutil.copyfile(bundle, seen)
             start = ["-c", _AS_ANDROID] if self.os == "android" else ["-m", "edgemp.cli.main"]
-            # One thread: under qemu 7.2, ONNX Runtime's threads corrupt the heap once in a while.
+            # One thread of the engine's, as for the libraries (_ENVIRONMENT).
             arguments = [*start, "verify", str(seen), "--json", "--threads", "1"]
             arguments += [text for name in modules for text in ("--module", name)]
             ended = self._finish(arguments, Path(name), (), seconds)
@@ -193,12 +208,28 @@ class Emulator:
             try:
                 out, err = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
-                raise TrialError(
+                raise TimedOut(
                     f"timed out on {self.describe}: {' '.join(arguments[:3])} took more than {seconds:g} s"
                 ) from None
             finally:
                 _end(process)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def again(work: Callable[[], _T], attempts: int = ATTEMPTS) -> _T:
+    """What `work` returns, which starts a process of its own on an emulated device each time it is called.
+
+    Raises:
+        TrialError: of the last of `attempts` calls, if all crashed; of the first that took too long.
+    """
+    for _ in range(attempts - 1):
+        try:
+            return work()
+        except TimedOut:
+            raise
+        except TrialError:
+            continue
+    return work()
 
 
 def emulator(target: Target) -> Emulator | None:

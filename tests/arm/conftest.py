@@ -11,7 +11,8 @@ import pytest
 from edgemp.backends import load_backend
 from edgemp.backends.base import Artifact
 from edgemp.compiler.artifacts import save_artifact
-from edgemp.emulation import Emulator, emulator, problem
+from edgemp.emulation import Emulator, again, emulator, problem
+from edgemp.errors import TrialError
 from edgemp.isolate import Limits, Worker
 from edgemp.samples import read_feeds, save_feeds
 from edgemp.target import Target
@@ -102,17 +103,25 @@ class Boards:
         (place / "artifact").mkdir(parents=True)
         save_artifact(artifact, place / "artifact")
         save_feeds(place / "feeds.npz", feeds)
-        if emulated.cpu not in self._workers:
-            self._workers[emulated.cpu] = emulated.worker(Limits(seconds=400), [self._folder])
-        worker = self._workers[emulated.cpu]
-        worker.ask(
-            "open",
-            artifact=str(place / "artifact"),
-            threads=1,  # as in Emulator.verify: qemu does not stand several for long
-            target=target.model_dump(mode="json"),
-            feeds=str(place / "feeds.npz"),
-        )
-        worker.ask("outputs", path=str(place / "outputs.npz"))
+
+        def compute() -> None:
+            if emulated.cpu not in self._workers:
+                self._workers[emulated.cpu] = emulated.worker(Limits(seconds=400), [self._folder])
+            worker = self._workers[emulated.cpu]
+            try:
+                worker.ask(
+                    "open",
+                    artifact=str(place / "artifact"),
+                    threads=1,  # as in Emulator.verify: qemu does not stand several for long
+                    target=target.model_dump(mode="json"),
+                    feeds=str(place / "feeds.npz"),
+                )
+                worker.ask("outputs", path=str(place / "outputs.npz"))
+            except TrialError:
+                self._workers.pop(emulated.cpu).close()
+                raise
+
+        again(compute)
         return read_feeds(place / "outputs.npz")
 
     def close(self) -> None:
