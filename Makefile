@@ -22,7 +22,7 @@ trimodal: $(VENV)/.trimodal deps-speech
 
 # Rockchip's toolkit takes seconds to start, each time; `make test-rockchip` runs what needs it.
 test: $(VENV)/.dev deps-speech
-	$(BIN)/python -m pytest $(TOOLKIT_TESTS:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 40 $(TOOLKIT_TESTS:%=--ignore=%)
 
 # espeak-ng speaks the digits; as root on Debian. Without root, install it by hand.
 deps-speech:
