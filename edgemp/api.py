@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ def compile(  # the name that users expect, as in re.compile
     budget_latency: float | None = None,
     backends: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
+    minutes: float | None = None,
+    data: Mapping[str, str] | None = None,
     seed: int = 0,
     jobs: int = 1,
     cache: str | Path | None = None,
@@ -44,6 +46,9 @@ def compile(  # the name that users expect, as in re.compile
         budget_size: bytes that all artifacts together may take.
         budget_latency: milliseconds (p50) that all modules, run once each, may take.
         backends, precisions: restrict the candidates; the untouched network always stays one.
+        minutes: of training: students of torch modules are made and offered too (docs/compress.md); 0:
+            only those that need no training; None, without `data`: none.
+        data: training samples per module, in place of its `compress.data`.
         jobs: candidates built at a time.
         cache: folder of the stage cache; `$EDGEMP_CACHE` or the user's cache folder otherwise.
 
@@ -55,7 +60,8 @@ def compile(  # the name that users expect, as in re.compile
     from edgemp.compiler.choose import Budget
     from edgemp.compiler.compile import compile_pipeline
     from edgemp.compiler.outcome import Options
-    from edgemp.compiler.single import single_network
+    from edgemp.compiler.single import described
+    from edgemp.compiler.students import Asked
 
     given = {
         "the description or network": None if isinstance(pipeline, Pipeline) else pipeline,
@@ -64,15 +70,8 @@ def compile(  # the name that users expect, as in re.compile
     }
     check_output(Path(output), BUNDLE, given)
     samples = Path(samples) if samples is not None else None
-    if not isinstance(pipeline, Pipeline):
-        text = str(pipeline)
-        pipeline = (
-            Pipeline.from_yaml(text)
-            if text.endswith((".yaml", ".yml"))
-            else single_network(text, samples)
-        )
     return compile_pipeline(
-        pipeline,
+        described(pipeline, samples),
         load_target(target) if isinstance(target, str) else target,
         Path(output),
         samples=samples,
@@ -83,6 +82,7 @@ def compile(  # the name that users expect, as in re.compile
             jobs=jobs,
             backends=tuple(backends) if backends else None,
             precisions=tuple(precisions) if precisions else None,
+            asked=Asked(minutes, data or {}) if minutes is not None or data else None,
         ),
         cache=StageCache(Path(cache)) if cache is not None else None,
         progress=progress,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ DTYPES = frozenset(
 )
 Modality = Literal["video", "audio", "text", "tensor"]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=200)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_\-]*$", max_length=64)]
 
 
@@ -124,6 +125,34 @@ class TaskBound(_Description):
     metric_min: float
 
 
+class Compression(_Description):
+    """How `edgemp compress` (and `edgemp compile --minutes`) makes students of a torch module.
+
+    `data` names training samples, `module:factory` for a sequence of feeds or an .npz file with one array
+    per network input (first axis = samples); they are fed as the compiled network is, pixels where
+    pre-processing is folded, and may carry labels besides. Without them only what needs no training is
+    tried. `loss` lists terms (docs/distillation.md); `$last` stands for the last block. `mask` names an
+    input [batch, length], 1 where a token counts. A student is made for each of `depths` (share of the
+    blocks that stay) and `widths` (share of attention heads and MLP channels that stay).
+    """
+
+    data: str | None = None
+    loss: tuple[Mapping[str, Any], ...] = ()
+    mask: Name | None = None
+    depths: tuple[Share, ...] = (0.5,)
+    widths: tuple[Share, ...] = ()
+    batch_size: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Compression:
+        for name in ("depths", "widths"):
+            shares = getattr(self, name)
+            # Students are named by whole percents.
+            if len({f"{share:.0%}" for share in shares}) < len(shares):
+                raise ValueError(f"{name} names the same share twice: {list(shares)}")
+        return self
+
+
 class Module(_Description):
     """One network in the pipeline.
 
@@ -142,6 +171,7 @@ class Module(_Description):
     per_item: bool = False
     gate: GateSpec | None = None
     fidelity: FidelityBound = FidelityBound()
+    compress: Compression | None = None
 
 
 class Function(_Description):
@@ -214,6 +244,11 @@ class Pipeline(_Description):
                     raise ValueError(
                         f"{node}: {key!r} is not one of its inputs ({', '.join(module.inputs)})"
                     )
+            mask = module.compress.mask if module.compress else None
+            if mask is not None and mask not in module.inputs:
+                raise ValueError(
+                    f"{node}: mask {mask!r} is not one of its inputs ({', '.join(module.inputs)})"
+                )
             if module.gate is not None:
                 watched = module.gate.signal
                 if watched is not None and watched not in self.signals:
@@ -315,7 +350,12 @@ class Pipeline(_Description):
         return self.model_copy(
             update={
                 "modules": {
-                    name: module.model_copy(update={"network": absolute(module.network)})
+                    name: module.model_copy(
+                        update={
+                            "network": absolute(module.network),
+                            "compress": _anchored_data(module.compress, absolute),
+                        }
+                    )
                     for name, module in self.modules.items()
                 },
                 "functions": {
@@ -330,6 +370,15 @@ class Pipeline(_Description):
             }
         )
 
+
+def _anchored_data(asked: Compression | None, absolute: Callable[[str], str]) -> Compression | None:
+    if asked is None or asked.data is None:
+        return asked
+    return asked.model_copy(update={"data": absolute(asked.data)})
+
+
+OF_COMPILING: Any = {"modules": {"__all__": {"compress"}}}
+"""What of a description says how modules are compiled and not what they do, as pydantic's `exclude`."""
 
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 _IMPORT = re.compile(r"^(?P<module>[A-Za-z_][\w.]*):(?P<rest>.+)$")

@@ -298,6 +298,8 @@ class BackendDefaults:
 
     name: str
     plugin_api = EDGEMP_PLUGIN_API
+    quantized_as: tuple[str, ...] = ()
+    """Precisions that run a network with QuantizeLinear/DequantizeLinear as it is, on integer kernels."""
 
     def fingerprint(self, target: Target) -> str:
         return ""

@@ -25,6 +25,7 @@ class OnnxRuntimeBackend(BackendDefaults):
     """ONNX Runtime on the CPU (https://onnxruntime.ai/docs/api/python/)."""
 
     name = "onnxruntime"
+    quantized_as = ("fp32",)
 
     def probe(self) -> Probe:
         try:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgemp.cli import options
+
 if TYPE_CHECKING:
     from edgemp.compiler.outcome import Compiled
 
@@ -16,45 +18,29 @@ def register(app: typer.Typer) -> None:
 
 
 def compile_(
-    source: Annotated[
-        Path, typer.Argument(help="A pipeline description (.yaml) or a network (.onnx).")
-    ],
+    source: options.Source,
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.")],
-    target: Annotated[
-        str, typer.Option(help="A target's name (see `edgemp targets`) or a .toml file.")
-    ] = "host",
-    samples: Annotated[
-        Path | None, typer.Option(help=".npz: one array per input or signal, first axis = samples.")
-    ] = None,
-    fidelity: Annotated[
-        float | None,
-        typer.Option(min=-1, max=1, help="Minimum cosine per output, for all modules."),
-    ] = None,
-    budget_size: Annotated[
-        str | None, typer.Option(help="All artifacts together, e.g. 62MB.")
-    ] = None,
-    budget_latency: Annotated[
-        str | None, typer.Option(help="All modules run once (p50), e.g. 13ms.")
-    ] = None,
-    backend: Annotated[
-        list[str] | None, typer.Option(help="Only these backends (repeatable).")
-    ] = None,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="Only these precisions besides fp32 (repeatable).")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Candidates built at a time.")] = 1,
-    seed: Annotated[
-        int, typer.Option(help="Draws the split into calibration and held-out samples.")
-    ] = 0,
-    cache: Annotated[Path | None, typer.Option(help="Folder of the stage cache.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    target: options.Target = "host",
+    samples: options.Samples = None,
+    fidelity: options.MinCosine = None,
+    budget_size: options.BudgetSize = None,
+    budget_latency: options.BudgetLatency = None,
+    backend: options.Backends = None,
+    precision: options.Precisions = None,
+    minutes: options.Minutes = None,
+    data: options.Data = None,
+    jobs: options.Jobs = 1,
+    seed: options.Seed = 0,
+    cache: options.Cache = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compile a pipeline or an ONNX network into a bundle.
 
     Every candidate (engine, precision, threads) is checked against the original network on held-out
     samples and timed against it (for another machine: estimated); the fastest that holds the bounds is
-    packed. Exit code 1 if none does.
+    packed. Exit code 1 if none does. With --minutes, students of torch modules are made first and are
+    candidates too (see `edgemp compress`).
     """
     import edgemp
     from edgemp.cli.output import Bars, parse_latency, parse_size, print_json
@@ -71,6 +57,8 @@ def compile_(
             budget_latency=latency,
             backends=backend,
             precisions=precision,
+            minutes=minutes,
+            data=options.parse_data(data),
             seed=seed,
             jobs=jobs,
             cache=cache,

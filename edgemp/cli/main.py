@@ -13,6 +13,7 @@ from edgemp.errors import EdgempError, OutputError
 
 COMMANDS = (
     "compile",
+    "compress",
     "estimate",
     "tune",
     "finish",

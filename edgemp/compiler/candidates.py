@@ -12,19 +12,25 @@ from edgemp.target import Target
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """One choice. `lossless` marks plain fp32, the untouched network; `unit` is the compute unit."""
+    """One choice. `lossless` marks plain fp32, the untouched network; `unit` is the compute unit.
+
+    `student` names the compressed network that takes the module's place; "" is the module's own.
+    """
 
     backend: str
     precision: str
     threads: int
     lossless: bool = False
     unit: str = "CPU"
+    student: str = ""
 
     @property
     def label(self) -> str:
-        if self.unit != "CPU":
-            return f"{self.backend} {self.precision} ({self.unit})"
-        return f"{self.backend} {self.precision} ({self.threads} thread{'s' * (self.threads != 1)})"
+        student = f"{self.student}, " if self.student else ""
+        where = (
+            self.unit if self.unit != "CPU" else f"{self.threads} thread{'s' * (self.threads != 1)}"
+        )
+        return f"{student}{self.backend} {self.precision} ({where})"
 
     def with_threads(self, threads: int) -> Candidate:
         return replace(self, threads=threads)
@@ -108,3 +114,19 @@ def offer(
             f"target {target.name}: none of its backends can be used here: {'; '.join(left_out)}"
         )
     return Offer(tuple(found), tuple(left_out))
+
+
+def of_student(
+    candidates: Iterable[Candidate], student: str, quantized: bool
+) -> tuple[Candidate, ...]:
+    """The candidates that a student can be compiled with; none is the untouched network.
+
+    A quantized student goes to the engines that read Quantize/DequantizeLinear, in the precisions that
+    leave its integers as they are (`quantized_as`).
+    """
+    return tuple(
+        replace(candidate, student=student, lossless=False)
+        for candidate in candidates
+        if not quantized
+        or candidate.precision in getattr(load_backend(candidate.backend), "quantized_as", ())
+    )

@@ -49,7 +49,7 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
     """
     fit: dict[str, list[Trial]] = {}
     for name, tried in trials.items():
-        fit[name] = _comparable([t for t in tried if _eligible(t)])
+        fit[name] = _comparable([t for t in tried if eligible(t)])
         if not fit[name]:
             packed = any(t.holds and t.package for t in tried)
             what = (
@@ -87,11 +87,12 @@ def _fronts(
     smallest = sum(min(t.size_bytes for t in front) for front in fronts.values())
     if unknown and budget.size_bytes is not None and smallest > budget.size_bytes:
         for name in unknown:
-            fronts[name] = pareto([t for t in trials[name] if _eligible(t)])
+            fronts[name] = pareto([t for t in trials[name] if eligible(t)])
     return fronts
 
 
-def _eligible(trial: Trial) -> bool:
+def eligible(trial: Trial) -> bool:
+    """Whether a trial may be chosen at all: it holds, runs here as it is, and is not silently slower."""
     # A trial of this machine that ran but could not be timed has failed; elsewhere none is timed.
     return (
         trial.holds

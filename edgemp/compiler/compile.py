@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgemp.compiler.cache import StageCache
-from edgemp.compiler.candidates import Offer, offer
+from edgemp.compiler.candidates import Candidate, of_student, offer
 from edgemp.compiler.choose import choose
 from edgemp.compiler.elsewhere import attempt_elsewhere, passed_over, plan
 from edgemp.compiler.original import Original, ingest, synthetic
@@ -16,6 +17,7 @@ from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
 from edgemp.compiler.recording import Recording, recorded
 from edgemp.compiler.steps import pipeline_assets, pipeline_steps
+from edgemp.compiler.students import QUANTIZED, Student, students
 from edgemp.compiler.trials import Trial, Workshop, attempt
 from edgemp.compiler.write import check_output, write
 from edgemp.emulation import emulator, problem
@@ -23,7 +25,7 @@ from edgemp.errors import SamplesError
 from edgemp.isolate import Limits
 from edgemp.machine import this_machine
 from edgemp.network import Network
-from edgemp.pipeline import Pipeline
+from edgemp.pipeline import FidelityBound, Pipeline
 from edgemp.resolve import import_callable
 from edgemp.runtime.gates import gate_policy
 from edgemp.samples import Samples, Split, split
@@ -56,32 +58,87 @@ def compile_pipeline(
     progress = progress or Silent()
     cache = cache or StageCache()
     check_output(output)
-    _check_references(pipeline)
     with cache.in_use():
-        notes: list[str] = []
-        steps = pipeline_steps(pipeline, samples)
-        offered = offer(target, bool(steps), options.backends, options.precisions)
-        originals, networks, recording, steps_split = ingest_all(
-            pipeline, steps, options, cache, progress
+        found = search(pipeline, target, samples, options, cache, progress)
+        return packed(found, output, options, cache, progress)
+
+
+@dataclass(frozen=True)
+class Search:
+    """All trials of a pipeline's modules, and what a bundle is written from."""
+
+    pipeline: Pipeline
+    target: Target
+    networks: Mapping[str, Network]
+    recording: Recording
+    steps: Sequence[Mapping[str, Any]]
+    split: Split | None
+    trials: Mapping[str, Sequence[Trial]]
+    notes: tuple[str, ...]
+
+
+def packed(
+    found: Search, output: Path, options: Options, cache: StageCache, progress: Progress
+) -> Compiled:
+    """The bundle of what fits the budget.
+
+    Raises:
+        FidelityError, BudgetError: nothing that holds was found; nothing is written.
+    """
+    choices = choose(found.trials, options.budget)
+    compiled = Compiled(output, found.target, choices, found.trials, notes=found.notes)
+    return write(
+        found.pipeline,
+        compiled,
+        found.networks,
+        found.recording,
+        found.steps,
+        found.split,
+        cache,
+        options,
+        progress,
+    )
+
+
+def search(
+    pipeline: Pipeline,
+    target: Target,
+    samples: Path | None,
+    options: Options,
+    cache: StageCache,
+    progress: Progress,
+) -> Search:
+    """Make every candidate of every module, check it and time it (or estimate it).
+
+    Raises:
+        EdgempError: (subclasses) for anything wrong with the description, networks or samples.
+    """
+    _check_references(pipeline)
+    notes: list[str] = []
+    steps = pipeline_steps(pipeline, samples)
+    offered = offer(target, bool(steps), options.backends, options.precisions)
+    originals, networks, recording, drawn = ingest_all(pipeline, steps, options, cache, progress)
+    if not steps:
+        progress.note(
+            "no samples were given: only the untouched network is offered, no lossy candidate"
         )
-        if not steps:
-            progress.note(
-                "no samples were given: only the untouched network is offered, no lossy candidate"
-            )
-        notes += offered.left_out
-        for text in offered.left_out:
-            progress.note(f"left out: {text}")
-        workshop = Workshop(target, cache, options.limits or _default_limits())
-        if not target.is_this_machine:
-            notes += _about_emulation(target, progress)
-        trials = _try_all(workshop, pipeline, networks, offered, options, progress, notes)
-        choices = choose(trials, options.budget)
-        for original in originals.values():
-            original.close()
-        compiled = Compiled(output, target, choices, trials, notes=tuple(notes))
-        return write(
-            pipeline, compiled, networks, recording, steps, steps_split, cache, options, progress
-        )
+    notes += offered.left_out
+    for text in offered.left_out:
+        progress.note(f"left out: {text}")
+    made: dict[str, list[Student]] = {}
+    if options.asked is not None:
+        made = students(originals, networks, options.asked, options.seed, cache, progress, notes)
+    for original in originals.values():
+        original.close()
+    workshop = Workshop(target, cache, options.limits or _default_limits())
+    if not target.is_this_machine:
+        notes += _about_emulation(target, progress)
+    trials = {}
+    for name, network in networks.items():
+        entries = _entries(network, offered.candidates, made.get(name, ()))
+        bound = options.bound(pipeline.modules[name])
+        trials[name] = _tried(workshop, entries, bound, options, progress, notes)
+    return Search(pipeline, target, networks, recording, steps, drawn, trials, tuple(notes))
 
 
 def _check_references(pipeline: Pipeline) -> None:
@@ -151,51 +208,74 @@ def _about_emulation(target: Target, progress: Progress) -> list[str]:
     return [text]
 
 
-def _try_all(
+def _entries(
+    network: Network, candidates: Sequence[Candidate], made: Sequence[Student]
+) -> list[tuple[Network, tuple[Candidate, ...]]]:
+    """The networks that can take a module's place, its own first, with the candidates of each."""
+    own = [(network, tuple(candidates))]
+    return own + [
+        (student.network, of_student(candidates, student.name, student.quantized))
+        for student in made
+    ]
+
+
+def _tried(
     workshop: Workshop,
-    pipeline: Pipeline,
-    networks: Mapping[str, Network],
-    offered: Offer,
+    entries: Sequence[tuple[Network, tuple[Candidate, ...]]],
+    bound: FidelityBound,
     options: Options,
     progress: Progress,
     notes: list[str],
-) -> dict[str, list[Trial]]:
+) -> list[Trial]:
+    """All trials of one module."""
     import joblib
 
-    bounds = {name: options.bound(module) for name, module in pipeline.modules.items()}
-    tried: dict[str, list[Trial]] = {}
-    for name, network in networks.items():
+    own = entries[0][0]
+    calls = []
+    for network, candidates in entries:
         if workshop.target.is_this_machine:
-            calls = [
-                joblib.delayed(_with_its_cache)(attempt, workshop, network, bounds[name], candidate)
-                for candidate in offered.candidates
+            calls += [
+                joblib.delayed(_with_its_cache)(attempt, workshop, network, bound, candidate)
+                for candidate in candidates
             ]
-        else:
-            planned = plan(workshop.target, network, offered.candidates)
-            for text in planned.left_out:
-                notes.append(f"{name}: {text}")
-                progress.note(notes[-1])
-            calls = [
-                joblib.delayed(_with_its_cache)(
-                    attempt_elsewhere,
-                    workshop,
-                    network,
-                    bounds[name],
-                    candidate,
-                    planned.estimates.get(candidate),
-                )
-                for candidate in planned.candidates
-            ]
-        progress.stage(f"{name}: building and checking candidates", len(calls))
-        found = _in_parallel(calls, options.jobs, progress)
-        if workshop.target.is_this_machine:
-            progress.stage(f"{name}: timing candidates in turn", 1)
-            tried[name] = race(workshop, network, found)
-        else:
-            progress.stage(f"{name}: ranking candidates by estimate", 1)
-            tried[name] = passed_over(found, workshop.target.backends)
-        progress.advance(_fastest(tried[name]))
+            continue
+        if network.facts.get(QUANTIZED) and candidates:
+            _note(
+                f"{own.name}: student {candidates[0].student} is left out: quantized students cannot be "
+                "estimated for another machine yet",
+                notes,
+                progress,
+            )
+            continue
+        planned = plan(workshop.target, network, candidates)
+        for text in planned.left_out:
+            _note(f"{own.name}: {text}", notes, progress)
+        calls += [
+            joblib.delayed(_with_its_cache)(
+                attempt_elsewhere,
+                workshop,
+                network,
+                bound,
+                candidate,
+                planned.estimates.get(candidate),
+            )
+            for candidate in planned.candidates
+        ]
+    progress.stage(f"{own.name}: building and checking candidates", len(calls))
+    found = _in_parallel(calls, options.jobs, progress)
+    if workshop.target.is_this_machine:
+        progress.stage(f"{own.name}: timing candidates in turn", 1)
+        tried = race(workshop, own, found)
+    else:
+        progress.stage(f"{own.name}: ranking candidates by estimate", 1)
+        tried = passed_over(found, workshop.target.backends)
+    progress.advance(_fastest(tried))
     return tried
+
+
+def _note(text: str, notes: list[str], progress: Progress) -> None:
+    notes.append(text)
+    progress.note(text)
 
 
 def _with_its_cache(work: Callable[..., Trial], workshop: Workshop, *given: Any) -> Trial:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,9 @@ class Original:
 
     def run(self, inputs: Feed) -> dict[str, Array]:
         """Run the untouched network in fp32: torch eagerly, ONNX in ONNX Runtime."""
-        feed = {name: self._normalised(name, value) for name, value in inputs.items()}
         if self.torch_module is not None:
-            return run_module(self.torch_module, feed, self.where)
+            return self.run_with(self.torch_module, inputs)
+        feed = self.normalised(inputs)
         self.open()
         try:
             found = self._session.run(self.output_names, feed)
@@ -85,11 +85,18 @@ class Original:
             ) from error
         return dict(zip(self.output_names, found, strict=True))
 
-    def _normalised(self, name: str, value: Array) -> Array:
-        preprocess = self.module.preprocess.get(name)
-        if preprocess is None or preprocess.where == "host":
-            return value
-        return normalise(value, preprocess)
+    def run_with(self, torch_module: Any, inputs: Feed) -> dict[str, Array]:
+        """Run another torch module in this one's place: a student."""
+        return run_module(torch_module, self.normalised(inputs), self.where)
+
+    def normalised(self, inputs: Feed) -> dict[str, Array]:
+        """What the network itself takes: pixels go through the pre-processing that will be folded."""
+        found = {}
+        for name, value in inputs.items():
+            preprocess = self.module.preprocess.get(name)
+            folded = preprocess is not None and preprocess.where == "graph"
+            found[name] = normalise(value, preprocess) if folded and preprocess else value
+        return found
 
     def units(self) -> tuple[str, ...]:
         return ("CPU",)
@@ -171,28 +178,14 @@ def ingest(
 
     module, where = original.module, original.where
     feeds = (*samples.calibration, *samples.held_out)
-    raw = [
-        {name: original._normalised(name, value) for name, value in feed.items()}
-        for feed in feeds[:1]
-    ]
 
     def build(folder: Path) -> dict[str, Any]:
-        model = original.model
         if original.torch_module is not None:
-            outputs = list(reference[0])
-            export_module(original.torch_module, raw[0], outputs, folder / "export.onnx", where)
-            model = read_onnx(folder / "export.onnx", where)
-            (folder / "export.onnx").unlink()
-            shapes: Mapping[str, tuple[int | None, ...]] = {
-                spec.name: spec.shape for spec in graph_inputs(model, where)
-            }
+            model = exported(original, original.torch_module, feeds[0], list(reference[0]), folder)
         else:
             seen = _seen_shapes(original, feeds)
             shapes = resolve_shapes(original.specs, _asked_shapes(original), seen, where)
-        model = fix_shapes(model, shapes)
-        for name, preprocess in module.preprocess.items():
-            if preprocess.where == "graph":
-                model = fold_preprocess(model, name, preprocess, where)
+            model = _folded(original, fix_shapes(original.model, shapes))
         onnx.save(model, str(folder / "model.onnx"))
         return {
             "inputs": [spec.model_dump() for spec in graph_inputs(model, where)],
@@ -201,7 +194,9 @@ def ingest(
 
     key = {
         "network": identity(original),
-        "module": module.model_dump(mode="json", exclude={"gate", "fidelity", "network"}),
+        "module": module.model_dump(
+            mode="json", exclude={"gate", "fidelity", "network", "compress"}
+        ),
         "shapes": sorted({f"{k}{v.shape}" for feed in feeds for k, v in feed.items()}),
         "tools": tool_versions(),
     }
@@ -226,6 +221,29 @@ def ingest(
     if original.torch_module is not None:
         _check_export(network, where)
     return network
+
+
+def exported(
+    original: Original, torch_module: Any, feed: Feed, outputs: Sequence[str], folder: Path
+) -> Any:
+    """A torch module (the original's or a student) as an ONNX model, pre-processing folded.
+
+    Raises:
+        NetworkError: if it cannot be exported.
+    """
+    path = folder / "export.onnx"
+    export_module(torch_module, original.normalised(feed), outputs, path, original.where)
+    model = read_onnx(path, original.where)
+    path.unlink()
+    shapes = {spec.name: spec.shape for spec in graph_inputs(model, original.where)}
+    return _folded(original, fix_shapes(model, shapes))
+
+
+def _folded(original: Original, model: Any) -> Any:
+    for name, preprocess in original.module.preprocess.items():
+        if preprocess.where == "graph":
+            model = fold_preprocess(model, name, preprocess, original.where)
+    return model
 
 
 def _seen_shapes(original: Original, feeds: Iterable[Feed]) -> dict[str, set[tuple[int, ...]]]:
@@ -292,10 +310,11 @@ def _bytes() -> Any:
 
 
 def _check_export(network: Network, where: str) -> None:
-    session = _reference_session(network.model, where)
     names = [spec.name for spec in network.outputs]
-    for feed, expected in zip(network.samples.held_out[:4], network.reference, strict=False):
-        found = dict(zip(names, session.run(names, dict(feed)), strict=True))
+    feeds = network.samples.held_out[:4]
+    for found, expected in zip(
+        outputs_of(network.model, names, feeds, where), network.reference, strict=False
+    ):
         for name in names:
             error = max_rel_error(expected[name], found[name])
             if not error <= EXPORT_TOLERANCE:
@@ -304,3 +323,11 @@ def _check_export(network: Network, where: str) -> None:
                     f"{error:.2g} (relative), more than {EXPORT_TOLERANCE:g}; is it traced with "
                     "data-dependent control flow?"
                 )
+
+
+def outputs_of(
+    model: Path, names: Sequence[str], feeds: Sequence[Feed], where: str
+) -> list[dict[str, Array]]:
+    """What ONNX Runtime computes of a model file, per feed."""
+    session = _reference_session(model, where)
+    return [dict(zip(names, session.run(list(names), dict(feed)), strict=True)) for feed in feeds]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemp.compiler.choose import Budget, Choice
+from edgemp.compiler.students import Asked
 from edgemp.compiler.trials import Trial, estimate_record
 from edgemp.isolate import Limits
 from edgemp.pipeline import FidelityBound, Module
@@ -20,6 +21,7 @@ class Options:
 
     `fidelity` replaces every module's `cosine_min`. `jobs` candidates are built at a time (timing is
     always one at a time); with a joblib backend such as Ray registered and selected, builds go there.
+    `asked` makes students of torch modules and offers them as candidates.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -29,6 +31,7 @@ class Options:
     backends: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
     limits: Limits | None = None
+    asked: Asked | None = None
 
     def bound(self, module: Module) -> FidelityBound:
         """The module's bound as these options have it."""
@@ -63,6 +66,7 @@ class Compiled:
             assert trial.fidelity is not None
             modules[name] = {
                 "chosen": {
+                    "student": trial.candidate.student,
                     "backend": trial.candidate.backend,
                     "precision": trial.candidate.precision,
                     "transforms": list(trial.transforms),

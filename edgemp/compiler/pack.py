@@ -24,7 +24,7 @@ from edgemp.compiler.artifacts import load_artifact, load_package
 from edgemp.compiler.choose import Choice
 from edgemp.compiler.trials import Trial, estimate_record, tool_versions
 from edgemp.network import Network
-from edgemp.pipeline import FidelityBound, Pipeline
+from edgemp.pipeline import OF_COMPILING, FidelityBound, Pipeline
 from edgemp.target import Target
 
 GOLDENS = 2
@@ -77,7 +77,7 @@ def pack_bundle(
     manifest = Manifest(
         edgemp_version=tool_versions()["edgemp"],
         created=created,
-        pipeline=_travelling(pipeline, networks).model_dump(mode="json"),
+        pipeline=_travelling(pipeline, networks),
         state="deferred" if any(module.packages for module in modules.values()) else "ready",
         target=_target_record(target, choices),
         modules=modules,
@@ -175,9 +175,9 @@ def _estimate(trial: Trial) -> EstimateRecord | None:
     return None if record is None else EstimateRecord.model_validate(record)
 
 
-def _travelling(pipeline: Pipeline, networks: Mapping[str, Network]) -> Pipeline:
+def _travelling(pipeline: Pipeline, networks: Mapping[str, Network]) -> dict[str, Any]:
     """The description as it goes into the bundle: no paths of the machine that compiled it."""
-    return pipeline.model_copy(
+    made = pipeline.model_copy(
         update={
             "modules": {
                 name: module.model_copy(update={"network": f"sha256:{networks[name].digest}"})
@@ -192,3 +192,4 @@ def _travelling(pipeline: Pipeline, networks: Mapping[str, Network]) -> Pipeline
             "samples": None,
         }
     )
+    return made.model_dump(mode="json", exclude=OF_COMPILING)

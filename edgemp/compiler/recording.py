@@ -18,7 +18,7 @@ from edgemp.compiler.cache import StageCache
 from edgemp.compiler.original import Original, identity
 from edgemp.compiler.trials import tool_versions
 from edgemp.errors import NetworkError, SamplesError
-from edgemp.pipeline import Pipeline
+from edgemp.pipeline import OF_COMPILING, Pipeline
 from edgemp.runtime.nodes import FunctionCall, ModuleCall, build_nodes, output_names, wire
 from edgemp.runtime.scheduler import Scheduler
 from edgemp.samples import Samples, Split, read_feeds, save_feeds
@@ -223,7 +223,9 @@ def recorded(
         return {}
 
     key = {
-        "pipeline": pipeline.model_dump(mode="json", exclude={"samples", "fidelity"}),
+        "pipeline": pipeline.model_dump(
+            mode="json", exclude={"samples": True, "fidelity": True, **OF_COMPILING}
+        ),
         "originals": {name: identity(original) for name, original in originals.items()},
         "functions": {
             name: _sources(function.function) for name, function in pipeline.functions.items()

@@ -11,6 +11,20 @@ from edgemp.resolve import find_file
 from edgemp.samples import load_npz
 
 
+def described(source: Pipeline | str | Path, samples: Path | None = None) -> Pipeline:
+    """The pipeline that a caller names: itself, a .yaml description, or one ONNX file.
+
+    Raises:
+        PipelineError: for an invalid description; see `single_network` for a network.
+    """
+    if isinstance(source, Pipeline):
+        return source
+    text = str(source)
+    if text.endswith((".yaml", ".yml")):
+        return Pipeline.from_yaml(text)
+    return single_network(text, samples)
+
+
 def single_network(path: str, samples: Path | None = None) -> Pipeline:
     """The pipeline of one ONNX file: its inputs are the signals, its outputs the results.
 

@@ -94,6 +94,7 @@ class Trial:
         """The trial as plain JSON values, for reports."""
         return {
             "candidate": self.candidate.label,
+            "student": self.candidate.student,
             "backend": self.candidate.backend,
             "precision": self.candidate.precision,
             "threads": self.candidate.threads,

@@ -52,6 +52,7 @@ class OpenVinoBackend(BackendDefaults):
     """
 
     name = "openvino"
+    quantized_as = ("fp32-w16", "bf16")
 
     def probe(self) -> Probe:
         try:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from edgemp.compress.blocks import Call, calls_of, entry_of, find_blocks, first_tensor, follows
+from edgemp.compress.distill.checkpoint import Checkpoints, digest
 from edgemp.compress.fake_quant import FakeQuantized
 from edgemp.compress.quantizers import ActivationQuantizer, WeightQuantizer
 from edgemp.errors import CompressError, DivergedError
@@ -74,6 +76,7 @@ def reconstruct(
     settings: Settings,
     blocks: Sequence[str] | None = None,
     progress: Callable[[BlockReport], None] | None = None,
+    folder: Path | None = None,
 ) -> list[BlockReport]:
     """Train the blocks of `student` in place, one after the other.
 
@@ -85,11 +88,13 @@ def reconstruct(
         settings: see `Settings`.
         blocks: names of the blocks in running order; None: `find_blocks`.
         progress: called after every block.
+        folder: keeps what is done after every block; started again with the same arguments, a killed
+            run goes on there and ends with the same weights. None: nothing survives the process.
 
     Raises:
         UnsupportedModuleError: if no blocks are found and none are named.
         DivergedError: if a block's loss is not finite.
-        CompressError: if there are no batches.
+        CompressError: if there are no batches, or the folder is another run's.
     """
     if not batches:
         raise CompressError("block-wise reconstruction needs training batches")
@@ -97,12 +102,19 @@ def reconstruct(
     teacher.eval()
     names = list(blocks or find_blocks(teacher, batches[0]))
     masks = [batch[settings.mask] if settings.mask else None for batch in batches]
-    steps = settings.steps
+    files = Checkpoints(folder, _fingerprint(student, settings, names, batches), writes=True)
+    saved = files.load()
+    steps = settings.steps or files.decided("steps")
     reports: list[BlockReport] = []
+    if saved is not None:
+        student.load_state_dict(saved["student"])
+        reports = [BlockReport(**report) for report in saved["reports"]]
     mine: list[Call] = []
     theirs: list[Call] = []
     chained = False
     for index, name in enumerate(names):
+        if index < len(reports):
+            continue
         if not chained:
             mine = [entry_of(student, name, batch) for batch in batches]
             theirs = [entry_of(teacher, name, batch) for batch in batches]
@@ -112,8 +124,12 @@ def reconstruct(
         work = _Work(block, mine, targets, masks, settings, name)
         if steps is None:
             steps = work.steps_in(60.0 * (settings.minutes or 0.0) / len(names))
+            files.decide("steps", steps)
         report = work.train(steps)
         reports.append(report)
+        if folder is not None:
+            done = [asdict(report) for report in reports]
+            files.save({"student": student.state_dict(), "reports": done})
         if progress:
             progress(report)
         following = names[index + 1 : index + 2]
@@ -122,6 +138,14 @@ def reconstruct(
             mine = [call.with_input(_result(_run(block, call), name)) for call in mine]
             theirs = [c.with_input(t) for c, t in zip(theirs, targets, strict=True)]
     return reports
+
+
+def _fingerprint(
+    student: nn.Module, settings: Settings, names: Sequence[str], batches: Batches
+) -> str:
+    data = (part for batch in batches for name in sorted(batch) for part in (name, batch[name]))
+    weights = (part for pair in sorted(student.state_dict().items()) for part in pair)
+    return digest([asdict(settings), list(names), *data, *weights])
 
 
 class _Work:
