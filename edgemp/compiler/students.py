@@ -95,12 +95,10 @@ def students(
                 progress,
             )
             continue
-        making = _making(original, networks[name], asked, seed)
-        plans[name] = (
-            making,
-            routes(making.asked, trains=asked.minutes > 0 and making.data is not None),
-        )
-        if making.data is None:
+        wishes = asked.of(name, original.module.compress)
+        making = _making(original, networks[name], wishes, minutes > 0, seed)
+        plans[name] = making, routes(wishes, trains=making.data is not None)
+        if wishes.data is None:
             _tell(
                 f"{name}: no training data (compress: data: in the description, or --data {name}=...): "
                 "only what needs no training is tried",
@@ -160,13 +158,14 @@ def _tell(text: str, notes: list[str], progress: Progress) -> None:
 def _making(
     original: Original, network: Network, wishes: Compression, trains: bool, seed: int
 ) -> Making:
-    from edgemp.compress.distill.terms import build_terms
+    from edgemp.compress.distill.losses import build_terms
     from edgemp.compress.students.data import Joining, TrainingData, joining, load_training
     from edgemp.compress.students.make import Making
 
     where = f"training data of module {original.name}"
     prepare = original.normalised
-    build_terms(wishes.loss)  # a misspelt term is found before the first minute of training
+    if wishes.loss:  # a misspelt term is found before the first minute of training
+        build_terms(wishes.loss)
     data: TrainingData | None = None
     if wishes.data is not None and trains:
         ranks = {spec.name: len(spec.shape) for spec in network.inputs}
