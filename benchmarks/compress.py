@@ -3,7 +3,7 @@
     python benchmarks/compress.py [--quick] [--json FILE]
 
 MiniLM-L6 with 64 tokens, real weights. Ranges come from 200 sentences of torch's docstrings; figures are
-of 400 sentences of other packages (benchmarks/known/sentences.py): the mean and the smallest cosine with
+of 400 sentences of other packages (examples/sentences/corpus.py): the mean and the smallest cosine with
 the original's embeddings, and top-1, the share of sentences whose nearest neighbour among the other 399
 is the one that the original finds. Latency is that of one sentence on two threads, all engines in turn,
 as the median of paired ratios to plain INT8 (NNCF's, with OpenVINO's own choice of bf16 for the rest
@@ -169,8 +169,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     args = parser.parse_args()
 
-    from benchmarks.known.sentences import corpus
     from benchmarks.rows import print_table, write_rows
+    from examples.sentences.corpus import corpus
 
     text = corpus()
     chosen = np.random.default_rng(0).permutation(len(text.training))[:CALIBRATION]

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.known.sentences import MORE_TRAINING, TRAINING, corpus
 from benchmarks.rows import Row, print_table, write_rows
 from edgemp.compress.bias_correction import correct_biases
 from edgemp.compress.distill.blockwise import Settings, reconstruct
@@ -35,6 +34,7 @@ from edgemp.compress.shrink.depth import drop_layers
 from edgemp.compress.smooth import smooth
 from examples.ar_subtitle.functions import Tokenize
 from examples.ar_subtitle.models import minilm, tokenizer
+from examples.sentences.corpus import MORE_TRAINING, TRAINING, corpus
 
 LENGTH = 64
 STEPS = ("ptq", "blocks", "joint", "half")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.known import sentences
 from edgemp.compress.fake_quant import calibrate, fake_quantize, freeze
 from edgemp.compress.shrink.depth import drop_layers
 from edgemp.compress.shrink.repair import repair
@@ -15,6 +14,7 @@ from edgemp.compress.shrink.width import prune
 from edgemp.compress.smooth import smooth
 from examples.ar_subtitle.functions import Tokenize
 from examples.ar_subtitle.models import minilm, tokenizer
+from examples.sentences import corpus as sentences
 from tests.compress.modules import nearness
 
 Batches = list[dict[str, Tensor]]

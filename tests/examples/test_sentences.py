@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.known import sentences
+from examples.sentences import corpus as sentences
 
 
 def test_prose_is_kept_and_code_tables_and_fragments_are_not() -> None:

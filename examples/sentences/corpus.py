@@ -50,7 +50,7 @@ class Corpus:
 
     Attributes:
         training: in the order of files and lines, without repetition.
-        held_out: HELD_OUT_COUNT of them, drawn evenly from the packages under a fixed seed.
+        held_out: `count` of them, drawn evenly from the packages under a fixed seed.
         sources: package -> version, of all packages read.
     """
 
@@ -59,7 +59,11 @@ class Corpus:
     sources: dict[str, str]
 
 
-def corpus(training: Sequence[str] = TRAINING, held_out: Sequence[str] = HELD_OUT) -> Corpus:
+def corpus(
+    training: Sequence[str] = TRAINING,
+    held_out: Sequence[str] = HELD_OUT,
+    count: int = HELD_OUT_COUNT,
+) -> Corpus:
     """Harvest both sets; the same packages in the same versions give the same sentences.
 
     Raises:
@@ -68,7 +72,7 @@ def corpus(training: Sequence[str] = TRAINING, held_out: Sequence[str] = HELD_OU
     both = set(training) & set(held_out)
     if both:
         raise ValueError(f"{sorted(both)}: trained on and held out; a package can only be one")
-    tested = _evenly({name: [*docstrings(name), *readme(name)] for name in held_out})
+    tested = _evenly({name: [*docstrings(name), *readme(name)] for name in held_out}, count)
     taken = {_key(text) for text in tested}
     trained = _unique(
         text for name in training for text in docstrings(name) if _key(text) not in taken
@@ -117,8 +121,8 @@ def sentences(text: str) -> Iterator[str]:
                 yield sentence
 
 
-def _evenly(by_package: dict[str, list[str]]) -> list[str]:
-    """HELD_OUT_COUNT sentences: each package in turn gives one, in an order drawn under seed 0."""
+def _evenly(by_package: dict[str, list[str]], count: int) -> list[str]:
+    """`count` sentences: each package in turn gives one, in an order drawn under seed 0."""
     queues = []
     for texts in by_package.values():
         order = list(texts)
@@ -126,10 +130,10 @@ def _evenly(by_package: dict[str, list[str]]) -> list[str]:
         queues.append(order)
     drawn: list[str] = []
     keys: set[str] = set()
-    while len(drawn) < HELD_OUT_COUNT and any(queues):
+    while len(drawn) < count and any(queues):
         for queue in queues:
             text = queue.pop() if queue else None
-            if text is not None and _key(text) not in keys and len(drawn) < HELD_OUT_COUNT:
+            if text is not None and _key(text) not in keys and len(drawn) < count:
                 keys.add(_key(text))
                 drawn.append(text)
     return drawn
