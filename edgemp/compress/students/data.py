@@ -51,7 +51,7 @@ class TrainingData:
         Raises:
             CompressError: if it lacks an input.
         """
-        others = {k: np.asarray(v) for k, v in self.feeds[index].items() if k not in self.ranks}
+        others = {k: np.asarray(v) for k, v in self._feed(index).items() if k not in self.ranks}
         return {
             **{k: v[None] if v.ndim == 0 else v for k, v in others.items()},
             **self.inputs(index),
@@ -59,7 +59,7 @@ class TrainingData:
 
     def inputs(self, index: int) -> Mapping[str, Array]:
         """The network's inputs alone."""
-        feed = self.feeds[index]
+        feed = self._feed(index)
         missing = sorted(self.ranks.keys() - feed.keys())
         if missing:
             raise CompressError(
@@ -70,6 +70,20 @@ class TrainingData:
             value = np.asarray(feed[name])
             arrays[name] = value[None] if value.ndim == rank - 1 else value
         return self.prepare(arrays)
+
+    def _feed(self, index: int) -> Mapping[str, Any]:
+        try:
+            feed = self.feeds[index]
+        except Exception as error:  # the user's dataset may fail in any way
+            raise CompressError(
+                f"{self.where}, sample {index}: cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(feed, Mapping):
+            raise CompressError(
+                f"{self.where}, sample {index}: is a {type(feed).__name__}; expected a mapping from input "
+                "names to arrays"
+            )
+        return feed
 
     def digest(self) -> str:
         """SHA-256 of their number and of `HASHED` of them."""

@@ -1,0 +1,233 @@
+"""What students promise: every route makes a network to compile, resumes when killed, and says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import edgemp
+from edgemp.compiler.cache import StageCache
+from edgemp.compiler.compile import ingest_all
+from edgemp.compiler.outcome import Options
+from edgemp.compiler.progress import Silent
+from edgemp.compiler.steps import pipeline_steps
+from edgemp.compiler.students import MINUTES, Asked, Student, students
+from edgemp.compress.distill import blockwise, train
+from edgemp.errors import BudgetError, CompressError, SamplesError
+from edgemp.pipeline import Compression, Pipeline
+from tests.compiler import speller
+from tests.conftest import Given
+
+ALL = [
+    "int8",
+    "int8-blocks",
+    "int8-joint",
+    "depth-50%",
+    "depth-50%-int8",
+    "depth-50%-int8-joint",
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training of a fixed, small number of steps, whatever the machine is busy with."""
+    monkeypatch.setattr(train._Run, "steps_in_time", lambda self: 12)
+    monkeypatch.setattr(blockwise._Work, "steps_in", lambda self, seconds: 4)
+
+
+class Loud(Silent):
+    """Remembers what it is told; raises at the first note that contains `stop`."""
+
+    def __init__(self, stop: str = "") -> None:
+        self.notes: list[str] = []
+        self.stop = stop
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        if self.stop and self.stop in text:
+            raise KeyboardInterrupt
+
+
+def made(
+    pipeline: Pipeline, asked: Asked, cache: StageCache, progress: Any = None
+) -> dict[str, list[Student]]:
+    progress = progress or Silent()
+    steps = pipeline_steps(pipeline, None)
+    with cache.in_use():
+        originals, networks, _, _ = ingest_all(pipeline, steps, Options(), cache, progress)
+        return students(originals, networks, asked, 0, cache, progress, [])
+
+
+def cosines(student: Student) -> list[float]:
+    """Of the exported network's outputs with the original's, held-out samples."""
+    session = onnxruntime.InferenceSession(str(student.network.model))
+    found = []
+    for feed, expected in zip(
+        student.network.samples.held_out, student.network.reference, strict=True
+    ):
+        (a,), b = session.run(None, dict(feed)), expected["output"]
+        found.append(float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)))
+    return found
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_every_route_makes_a_network_that_answers_like_the_original(stage_cache: Path) -> None:
+    cache = StageCache(stage_cache)
+    found = made(speller.pipeline(), Asked(1.0), cache)["encoder"]
+    assert [s.name for s in found] == ALL
+    assert [s.quantized for s in found] == [True, True, True, False, True, True]
+    by_name = {s.name: s for s in found}
+    assert min(cosines(by_name["int8"])) > 0.998
+    assert min(cosines(by_name["int8-joint"])) > 0.998
+    assert min(cosines(by_name["depth-50%"])) > 0.8
+    sizes = {name: s.network.model.stat().st_size for name, s in by_name.items()}
+    assert sizes["int8"] < sizes["depth-50%"]
+    assert by_name["int8-joint"].network.transforms[-3:] == (
+        "quantize_levelled",
+        "blockwise_0.143_min",
+        "quantized_distilled_0.143_min",
+    )
+    assert not list((stage_cache / "training").glob("*"))
+    again = StageCache(stage_cache)
+    assert [s.network.digest for s in made(speller.pipeline(), Asked(1.0), again)["encoder"]] == [
+        s.network.digest for s in found
+    ]
+    assert again.use["student"].computed == 0
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_killed_search_goes_on_and_ends_with_the_same_students(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = speller.pipeline(depths=())
+    whole = made(pipeline, Asked(1.0), StageCache(tmp_path / "whole"))["encoder"]
+    cache = StageCache(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        made(pipeline, Asked(1.0), cache, Loud("int8-blocks: blocks.1"))
+    (folder,) = (tmp_path / "killed" / "training").iterdir()
+    assert (folder / "checkpoint.pt").exists()
+    found = made(pipeline, Asked(1.0), cache)["encoder"]
+    assert [s.network.digest for s in found] == [s.network.digest for s in whole]
+
+
+def test_without_training_data_only_what_needs_none_is_made(stage_cache: Path) -> None:
+    told = Loud()
+    found = made(speller.pipeline(data=None), Asked(), StageCache(stage_cache), told)
+    assert [s.name for s in found["encoder"]] == ["int8"]
+    assert any("no training data" in note for note in told.notes)
+
+
+def test_minutes_without_training_data_are_refused(stage_cache: Path) -> None:
+    with pytest.raises(CompressError, match=r"no module has training data.*--data MODULE"):
+        made(speller.pipeline(data=None), Asked(5.0), StageCache(stage_cache))
+
+
+@pytest.mark.parametrize(
+    ("compress", "message"),
+    [
+        ({"data": "tests.compiler.speller:too_few"}, "gave 1 training samples"),
+        (
+            {"data": "tests.compiler.speller:broken"},
+            "sample 7: cannot be read: OSError: the disk is gone",
+        ),
+        ({"data": "tests.compiler.speller:absent"}, "absent"),
+        ({"loss": [{"term": "cosinus"}]}, "cosinus"),
+        ({"loss": [{"term": "features", "student": "blocks.9"}]}, "blocks.9"),
+    ],
+)
+def test_bad_data_and_terms_say_what_where_and_what_to_do(
+    compress: dict[str, Any], message: str, stage_cache: Path
+) -> None:
+    with pytest.raises(edgemp.errors.EdgempError, match=message):
+        made(speller.pipeline(**compress), Asked(0.01), StageCache(stage_cache))
+
+
+def test_data_for_a_module_that_is_not_there_is_refused(stage_cache: Path) -> None:
+    with pytest.raises(CompressError, match="there is no module 'decoder'; modules: encoder"):
+        made(speller.pipeline(), Asked(0.1, {"decoder": "x.npz"}), StageCache(stage_cache))
+
+
+def test_a_file_of_training_samples_that_is_not_there_is_named(stage_cache: Path) -> None:
+    with pytest.raises(edgemp.errors.EdgempError, match=r"no file .*x\.npz"):
+        made(speller.pipeline(), Asked(0.1, {"encoder": "./x.npz"}), StageCache(stage_cache))
+
+
+def test_samples_without_an_input_are_named(stage_cache: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", words=np.zeros((4, 12), np.int64))
+    asked = Asked(0.1, {"encoder": str(tmp_path / "other.npz")})
+    with pytest.raises((CompressError, SamplesError), match=r"sample 0: has \['words'\]"):
+        made(speller.pipeline(), asked, StageCache(stage_cache))
+
+
+def test_an_onnx_module_has_no_students(conv: Given, stage_cache: Path) -> None:
+    from edgemp.compiler.single import single_network
+
+    pipeline = single_network(str(conv.model), conv.samples)
+    cache, told = StageCache(stage_cache), Loud()
+    steps = pipeline_steps(pipeline, conv.samples)
+    with cache.in_use():
+        originals, networks, _, _ = ingest_all(pipeline, steps, Options(), cache, told)
+        assert students(originals, networks, Asked(), 0, cache, told, []) == {}
+        with pytest.raises(CompressError, match="an ONNX file, which cannot be trained"):
+            students(originals, networks, Asked(1, {"network": "a.npz"}), 0, cache, told, [])
+    assert any("an ONNX file cannot be trained" in note for note in told.notes)
+
+
+def test_a_share_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="depths names the same share twice"):
+        Compression(depths=(0.5, 0.501))
+
+
+def test_default_minutes_are_spent_only_where_there_is_data() -> None:
+    from edgemp.compiler.students import _minutes
+
+    class Fake:
+        torch_module = object()
+        module = speller.pipeline().modules["encoder"]
+
+    originals: Any = {"encoder": Fake()}
+    assert _minutes(originals, Asked()) == MINUTES
+    Fake.module = speller.pipeline(data=None).modules["encoder"]
+    assert _minutes(originals, Asked()) == 0.0
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_student_is_chosen_where_the_budget_asks_for_it_and_travels_in_the_bundle(
+    stage_cache: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "backends": ["onnxruntime"],
+        "precisions": ["fp32"],
+        "cache": stage_cache,
+        "minutes": 1.0,
+    }
+    pipeline = speller.pipeline(cosine_min=0.5)
+    whole = edgemp.compile(pipeline, tmp_path / "a.edgemp", **given)
+    sizes = {t.candidate.student: t.size_bytes for t in whole.trials["encoder"]}
+    assert sizes["depth-50%"] < sizes[""]
+    small = edgemp.compile(
+        pipeline, tmp_path / "b.edgemp", budget_size=sizes["depth-50%"], **given
+    ).record()["modules"]["encoder"]
+    assert small["chosen"]["student"] in ALL
+    assert small["size_bytes"] <= sizes["depth-50%"]
+    assert small["chosen"]["transforms"]
+    with edgemp.load(tmp_path / "b.edgemp") as app:
+        assert app.step(**speller.steps(1)[0], t=0.0)["embedding"].value.shape == (1, 32)
+    with pytest.raises(BudgetError, match="the smallest takes"):
+        edgemp.compile(pipeline, tmp_path / "c.edgemp", budget_size=1000, **given)
+    assert not (tmp_path / "c.edgemp").exists()
