@@ -170,6 +170,7 @@ def _making(
     if wishes.data is not None and trains:
         ranks = {spec.name: len(spec.shape) for spec in network.inputs}
         data = TrainingData(load_training(wishes.data, where), where, prepare, ranks)
+        data.check_apart(network.samples.held_out)
     calibration = [prepare(feed) for feed in network.samples.calibration]
     if not calibration and data is None:
         raise CompressError(

@@ -38,6 +38,11 @@ def too_few() -> Sequence[Mapping[str, Any]]:
     return steps(1)
 
 
+def leaked() -> Sequence[Mapping[str, Any]]:
+    """Training samples that the pipeline's own are among."""
+    return [*steps(9, seed=3), *steps()]
+
+
 class Broken(list[Any]):
     """Training samples of which one cannot be read."""
 

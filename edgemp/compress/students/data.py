@@ -87,10 +87,29 @@ class TrainingData:
 
     def digest(self) -> str:
         """SHA-256 of their number and of `HASHED` of them."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(HASHED, len(self))).astype(int))
-        samples = [self[int(i)] for i in chosen]
-        parts = (part for s in samples for n in sorted(s) for part in (n, torch.as_tensor(s[n])))
-        return digest([len(self), *parts])
+        return digest([len(self), *(_digest(self[i]) for i in self._chosen())])
+
+    def check_apart(self, held_out: Sequence[Mapping[str, Array]]) -> None:
+        """Held-out samples must stay unseen; `HASHED` of the training samples are compared with them.
+
+        Raises:
+            CompressError: naming the first training sample that is a held-out one.
+        """
+        kept = {_digest(self.prepare(feed)) for feed in held_out}
+        for index in self._chosen():
+            if _digest(self.inputs(index)) in kept:
+                raise CompressError(
+                    f"{self.where}, sample {index}: is one of the held-out samples that judge the result; "
+                    "train on samples that the pipeline's `samples` do not hold"
+                )
+
+    def _chosen(self) -> list[int]:
+        at = np.linspace(0, len(self) - 1, min(HASHED, len(self)))
+        return [int(i) for i in np.unique(at.astype(int))]
+
+
+def _digest(feed: Mapping[str, Any]) -> str:
+    return digest(part for name in sorted(feed) for part in (name, torch.as_tensor(feed[name])))
 
 
 def load_training(reference: str, where: str) -> Dataset:

@@ -33,10 +33,10 @@ LAST_BLOCK = "$last"
 """In loss terms: the last block of the student, and of the teacher."""
 
 CALIBRATION = 256
-"""Samples that ranges, importance and closed-form repairs are measured on, besides the calibration ones."""
+"""Samples that ranges, importance and closed-form repairs are measured on."""
 
 REBUILT = 2048
-"""Training samples that block-wise reconstruction keeps in memory."""
+"""Samples that block-wise reconstruction keeps in memory."""
 
 JOINED = 32
 METHODS: tuple[Method, ...] = ("minmax", "mse")
@@ -64,12 +64,14 @@ class Making:
     seed: int = 0
 
     def batches(self, count: int = CALIBRATION) -> list[dict[str, Tensor]]:
-        """The calibration feeds, and `count` of the training samples drawn under the seed."""
-        drawn: list[Mapping[str, Any]] = list(self.calibration)
+        """`count` samples drawn under the seed: calibration feeds (half of them, if there are others)."""
+        random = torch.Generator().manual_seed(self.seed)
+        most = count if self.data is None else count // 2
+        order = torch.randperm(len(self.calibration), generator=random)[:most].tolist()
+        drawn = [self.calibration[i] for i in order]
         if self.data is not None:
-            random = torch.Generator().manual_seed(self.seed)
-            order = torch.randperm(len(self.data), generator=random)[:count]
-            drawn += [self.data.inputs(int(i)) for i in order]
+            order = torch.randperm(len(self.data), generator=random)[: count - len(drawn)].tolist()
+            drawn += [self.data.inputs(i) for i in order]
         return batches(drawn, self.join, JOINED)
 
 
