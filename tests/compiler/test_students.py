@@ -145,7 +145,10 @@ def test_minutes_without_training_data_are_refused(stage_cache: Path) -> None:
             {"data": "tests.compiler.speller:broken"},
             "sample 7: cannot be read: OSError: the disk is gone",
         ),
-        ({"data": "tests.compiler.speller:leaked"}, "sample 1[0-9]: is one of the held-out samples"),
+        (
+            {"data": "tests.compiler.speller:leaked"},
+            "sample 1[0-9]: is one of the held-out samples",
+        ),
         ({"data": "tests.compiler.speller:absent"}, "absent"),
         ({"loss": [{"term": "cosinus"}]}, "cosinus"),
         ({"loss": [{"term": "features", "student": "blocks.9"}]}, "blocks.9"),
