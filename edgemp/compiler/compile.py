@@ -17,7 +17,7 @@ from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
 from edgemp.compiler.recording import Recording, recorded
 from edgemp.compiler.steps import pipeline_assets, pipeline_steps
-from edgemp.compiler.students import QUANTIZED, Student, students
+from edgemp.compiler.students import Student, students
 from edgemp.compiler.trials import Trial, Workshop, attempt
 from edgemp.compiler.write import check_output, write
 from edgemp.emulation import emulator, problem
@@ -127,7 +127,9 @@ def search(
         progress.note(f"left out: {text}")
     made: dict[str, list[Student]] = {}
     if options.asked is not None:
-        made = students(originals, networks, options.asked, options.seed, cache, progress, notes)
+        made = students(
+            originals, networks, options.asked, target, options.seed, cache, progress, notes
+        )
     for original in originals.values():
         original.close()
     workshop = Workshop(target, cache, options.limits or _default_limits())
@@ -239,17 +241,10 @@ def _tried(
                 for candidate in candidates
             ]
             continue
-        if network.facts.get(QUANTIZED) and candidates:
-            _note(
-                f"{own.name}: student {candidates[0].student} is left out: quantized students cannot be "
-                "estimated for another machine yet",
-                notes,
-                progress,
-            )
-            continue
         planned = plan(workshop.target, network, candidates)
         for text in planned.left_out:
-            _note(f"{own.name}: {text}", notes, progress)
+            notes.append(f"{own.name}: {text}")
+            progress.note(notes[-1])
         calls += [
             joblib.delayed(_with_its_cache)(
                 attempt_elsewhere,
@@ -271,11 +266,6 @@ def _tried(
         tried = passed_over(found, workshop.target.backends)
     progress.advance(_fastest(tried))
     return tried
-
-
-def _note(text: str, notes: list[str], progress: Progress) -> None:
-    notes.append(text)
-    progress.note(text)
 
 
 def _with_its_cache(work: Callable[..., Trial], workshop: Workshop, *given: Any) -> Trial:

@@ -17,6 +17,7 @@ from edgemp.errors import CompressError, DivergedError, NetworkError, Unsupporte
 from edgemp.fidelity import max_rel_error
 from edgemp.network import Network, file_digest
 from edgemp.pipeline import Compression
+from edgemp.target import Target
 
 if TYPE_CHECKING:
     from edgemp.compress.distill.recipe import Progress as Trained
@@ -72,12 +73,15 @@ def students(
     originals: Mapping[str, Original],
     networks: Mapping[str, Network],
     asked: Asked,
+    target: Target,
     seed: int,
     cache: StageCache,
     progress: Progress,
     notes: list[str],
 ) -> dict[str, list[Student]]:
     """The students of every torch module; what could not be made is in the notes, with the reason.
+
+    For a target that is another machine none is quantized: nothing could rate it there.
 
     Raises:
         CompressError: if data is given for a module that cannot be trained, or minutes for none that has
@@ -97,7 +101,14 @@ def students(
             continue
         wishes = asked.of(name, original.module.compress)
         making = _making(original, networks[name], wishes, minutes > 0, seed)
-        plans[name] = making, routes(wishes, trains=making.data is not None)
+        quantizes = target.is_this_machine
+        plans[name] = making, routes(wishes, making.data is not None, quantizes)
+        if not quantizes:
+            _tell(
+                f"{name}: no quantized students: they cannot be estimated for {target.name} yet",
+                notes,
+                progress,
+            )
         if wishes.data is None:
             _tell(
                 f"{name}: no training data (compress: data: in the description, or --data {name}=...): "
@@ -197,6 +208,7 @@ class _Line:
         self.cache, self.progress = cache, progress
         self.keys: dict[str, str] = {}
         self.folders: dict[str, Path] = {}
+        self.transforms: dict[str, list[str]] = {}
         data = making.data
         self.base = {
             "network": identity(original),
@@ -235,6 +247,7 @@ class _Line:
         folder, record = self.cache.stage("student", key, build)
         shutil.rmtree(checkpoints, ignore_errors=True)
         self.folders[route.name] = folder
+        self.transforms[route.name] = record["transforms"]
         model = folder / "model.onnx"
         return Student(
             route.name,
@@ -257,13 +270,10 @@ class _Line:
         from edgemp.compress.mixed.embeddings import quantize_embeddings
         from edgemp.compress.students.make import make
 
-        parent, before = self.making.teacher, []
+        parent = self.making.teacher
         if route.parent:
-            at = self.folders[route.parent]
-            parent = torch.load(
-                at / "student.pt", weights_only=False
-            )  # our own, from the user's cache
-            before = parent.edgemp_transforms
+            # Pickled by us, into the user's own cache.
+            parent = torch.load(self.folders[route.parent] / "student.pt", weights_only=False)
         student = make(
             self.making,
             route,
@@ -273,8 +283,6 @@ class _Line:
             self._reporter(route.name),
             lambda text: self.progress.note(f"{self.original.name} {route.name}: {text}"),
         ).eval()
-        transforms = [*before, _described(route, minutes)]
-        student.edgemp_transforms = transforms
         try:
             torch.save(student, folder / "student.pt")
         except Exception as error:  # pickling runs the user's own code
@@ -288,7 +296,7 @@ class _Line:
         if route.quantized:
             smaller, _ = quantize_embeddings(model)
             onnx.save(smaller, str(folder / "model.onnx"))
-        return {"transforms": transforms}
+        return {"transforms": [*self.transforms.get(route.parent, ()), _described(route, minutes)]}
 
     def _check_export(self, student: Any, model: Path, route: Route) -> None:
         """The graph must answer as the student does.
