@@ -127,9 +127,7 @@ def search(
         progress.note(f"left out: {text}")
     made: dict[str, list[Student]] = {}
     if options.asked is not None:
-        made = students(
-            originals, networks, options.asked, target, options.seed, cache, progress, notes
-        )
+        made = students(originals, networks, options.asked, options.seed, cache, progress, notes)
     for original in originals.values():
         original.close()
     workshop = Workshop(target, cache, options.limits or _default_limits())
@@ -210,20 +208,35 @@ def _about_emulation(target: Target, progress: Progress) -> list[str]:
     return [text]
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A network that can take a module's place, and its candidates; `twin` as in `Student`."""
+
+    network: Network
+    candidates: tuple[Candidate, ...]
+    twin: Network | None = None
+
+
 def _entries(
     network: Network, candidates: Sequence[Candidate], made: Sequence[Student]
-) -> list[tuple[Network, tuple[Candidate, ...]]]:
-    """The networks that can take a module's place, its own first, with the candidates of each."""
-    own = [(network, tuple(candidates))]
-    return own + [
-        (student.network, of_student(candidates, student.name, student.quantized))
-        for student in made
+) -> list[_Entry]:
+    """The module's own network, and its students'."""
+    return [
+        _Entry(network, tuple(candidates)),
+        *(
+            _Entry(
+                student.network,
+                of_student(candidates, student.name, quantized=student.twin is not None),
+                student.twin,
+            )
+            for student in made
+        ),
     ]
 
 
 def _tried(
     workshop: Workshop,
-    entries: Sequence[tuple[Network, tuple[Candidate, ...]]],
+    entries: Sequence[_Entry],
     bound: FidelityBound,
     options: Options,
     progress: Progress,
@@ -232,16 +245,16 @@ def _tried(
     """All trials of one module."""
     import joblib
 
-    own = entries[0][0]
+    own = entries[0].network
     calls = []
-    for network, candidates in entries:
+    for entry in entries:
         if workshop.target.is_this_machine:
             calls += [
-                joblib.delayed(_with_its_cache)(attempt, workshop, network, bound, candidate)
-                for candidate in candidates
+                joblib.delayed(_with_its_cache)(attempt, workshop, entry.network, bound, candidate)
+                for candidate in entry.candidates
             ]
             continue
-        planned = plan(workshop.target, network, candidates)
+        planned = plan(workshop.target, entry.network, entry.candidates, entry.twin)
         for text in planned.left_out:
             notes.append(f"{own.name}: {text}")
             progress.note(notes[-1])
@@ -249,7 +262,7 @@ def _tried(
             joblib.delayed(_with_its_cache)(
                 attempt_elsewhere,
                 workshop,
-                network,
+                entry.network,
                 bound,
                 candidate,
                 planned.estimates.get(candidate),

@@ -40,18 +40,24 @@ class Plan:
     left_out: tuple[str, ...]
 
 
-def plan(target: Target, network: Network, candidates: Sequence[Candidate]) -> Plan:
+def plan(
+    target: Target,
+    network: Network,
+    candidates: Sequence[Candidate],
+    twin: Network | None = None,
+) -> Plan:
     """Estimate every candidate, and drop those estimated slower than the untouched network on their engine.
 
-    What holds its bound is not known yet, so no candidate is measured against another lossy one. On
-    another unit than the untouched network's, a candidate is dropped only where the ranges say so.
+    A network that comes quantized is estimated as its float `twin` in int8. What holds its bound is not
+    known yet, so no candidate is measured against another lossy one. On another unit than the untouched
+    network's, a candidate is dropped only where the ranges say so.
     """
     estimates: dict[Candidate, Estimate] = {}
     notes: list[str] = []
     for candidate in candidates:
         try:
             estimates[candidate] = load_backend(candidate.backend).estimate(
-                network, target, candidate.precision
+                twin or network, target, "int8" if twin else candidate.precision
             )
         except (
             Exception

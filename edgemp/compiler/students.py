@@ -17,7 +17,6 @@ from edgemp.errors import CompressError, DivergedError, NetworkError, Unsupporte
 from edgemp.fidelity import max_rel_error
 from edgemp.network import Network, file_digest
 from edgemp.pipeline import Compression
-from edgemp.target import Target
 
 if TYPE_CHECKING:
     from edgemp.compress.distill.recipe import Progress as Trained
@@ -34,20 +33,18 @@ TOLD_S = 15.0
 CHECKED = 4
 """Held-out samples on which a student's export is compared with the student itself."""
 
-QUANTIZED = "quantized"
-"""In a network's facts: its layers are integer ones, so no precision may round it again."""
-
 
 @dataclass(frozen=True)
 class Student:
-    """A student of one module: its name, the network to compile, and whether it is quantized."""
+    """A student of one module.
+
+    `twin` is the float network that a quantized student was made of: its shape, to estimate by. None for
+    a student in float, whose own graph says what it costs.
+    """
 
     name: str
     network: Network
-
-    @property
-    def quantized(self) -> bool:
-        return bool(self.network.facts.get(QUANTIZED))
+    twin: Network | None = None
 
 
 @dataclass(frozen=True)
@@ -73,15 +70,12 @@ def students(
     originals: Mapping[str, Original],
     networks: Mapping[str, Network],
     asked: Asked,
-    target: Target,
     seed: int,
     cache: StageCache,
     progress: Progress,
     notes: list[str],
 ) -> dict[str, list[Student]]:
     """The students of every torch module; what could not be made is in the notes, with the reason.
-
-    For a target that is another machine none is quantized: nothing could rate it there.
 
     Raises:
         CompressError: if data is given for a module that cannot be trained, or minutes for none that has
@@ -101,14 +95,7 @@ def students(
             continue
         wishes = asked.of(name, original.module.compress)
         making = _making(original, networks[name], wishes, minutes > 0, seed)
-        quantizes = target.is_this_machine
-        plans[name] = making, routes(wishes, making.data is not None, quantizes)
-        if not quantizes:
-            _tell(
-                f"{name}: no quantized students: they cannot be estimated for {target.name} yet",
-                notes,
-                progress,
-            )
+        plans[name] = making, routes(wishes, trains=making.data is not None)
         if wishes.data is None:
             _tell(
                 f"{name}: no training data (compress: data: in the description, or --data {name}=...): "
@@ -209,6 +196,7 @@ class _Line:
         self.keys: dict[str, str] = {}
         self.folders: dict[str, Path] = {}
         self.transforms: dict[str, list[str]] = {}
+        self.floats = {"": network}
         data = making.data
         self.base = {
             "network": identity(original),
@@ -249,16 +237,16 @@ class _Line:
         self.folders[route.name] = folder
         self.transforms[route.name] = record["transforms"]
         model = folder / "model.onnx"
-        return Student(
-            route.name,
-            replace(
-                self.network,
-                model=model,
-                digest=file_digest(model),
-                transforms=(*self.network.transforms, *record["transforms"]),
-                facts={**self.network.facts, "student": route.name, QUANTIZED: route.quantized},
-            ),
+        network = replace(
+            self.network,
+            model=model,
+            digest=file_digest(model),
+            transforms=(*self.network.transforms, *record["transforms"]),
+            facts={**self.network.facts, "student": route.name},
         )
+        # What goes on from a quantized student has that one's shape, and so its twin.
+        self.floats[route.name] = self.floats[route.parent] if route.quantized else network
+        return Student(route.name, network, self.floats[route.name] if route.quantized else None)
 
     def _make(
         self, route: Route, minutes: float, folder: Path, checkpoints: Path

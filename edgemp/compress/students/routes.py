@@ -37,9 +37,9 @@ class Route:
         return self.weight > 0
 
 
-def routes(asked: Compression, trains: bool, quantizes: bool = True) -> tuple[Route, ...]:
+def routes(asked: Compression, trains: bool) -> tuple[Route, ...]:
     """The routes of one module, parents first; without training data only what needs none."""
-    found = _quantized("", ["blocks", "joint"], trains) if quantizes else []
+    found = _quantized("", ["blocks", "joint"], trains)
     if not trains:
         return tuple(found)
     for work, shares in (("depth", asked.depths), ("width", asked.widths)):
@@ -47,7 +47,7 @@ def routes(asked: Compression, trains: bool, quantizes: bool = True) -> tuple[Ro
             name = f"{work}-{share:.0%}"
             found.append(Route(name, work, share=share, weight=4.0))  # type: ignore[arg-type]
             # Its errors are far larger than rounding's, so that training it once more end to end is enough.
-            found += _quantized(name, ["joint"], trains) if quantizes else []
+            found += _quantized(name, ["joint"], trains)
     return tuple(found)
 
 
