@@ -97,6 +97,10 @@ class UnsupportedModuleError(CompressError):
     """A torch module has no structure that a transform knows how to change."""
 
 
+class CheckpointError(CompressError):
+    """A checkpoint is damaged, or another run's."""
+
+
 class DivergedError(CompressError):
     """Training ran into NaN or infinity again after every roll-back."""
 

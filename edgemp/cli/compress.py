@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +50,7 @@ def compress(
     other beats in latency, size and fidelity are printed. Killed and started again, it goes on where it
     was. Exit code 1 if nothing fits the budget; the closest points say what stands in the way.
     """
-    from edgemp.cli.output import Bars, parse_latency, parse_size, print_json
+    from edgemp.cli.output import Bars, parse_latency, parse_size, print_json, say
     from edgemp.compiler.cache import StageCache
     from edgemp.compiler.choose import Budget, choose
     from edgemp.compiler.compile import packed, search
@@ -57,6 +58,7 @@ def compress(
     from edgemp.compiler.outcome import Options
     from edgemp.compiler.single import described
     from edgemp.compiler.students import Asked
+    from edgemp.errors import BoundError
     from edgemp.outputs import BUNDLE, check_output
     from edgemp.target import load_target
 
@@ -81,23 +83,26 @@ def compress(
         document = _record(found, points)
         if not json:
             show(found, points)
-        if output is not None:
-            compiled = packed(found, output, wanted, stages, bars)
-            document["compiled"] = compiled.record()
-            choices = compiled.choices
-        else:
-            choices = choose(found.trials, wanted.budget)
+        try:
+            if output is not None:
+                compiled = packed(found, output, wanted, stages, bars)
+                choices = compiled.choices
+                document["compiled"] = compiled.record()
+            else:
+                choices = choose(found.trials, wanted.budget)
+        except BoundError as error:
+            if not json:
+                raise
+            print_json({**document, "error": {"kind": type(error).__name__, "message": str(error)}})
+            raise typer.Exit(error.exit_code) from None
     document["chosen"] = {name: choice.trial.candidate.label for name, choice in choices.items()}
     if json:
         print_json(document)
     elif not quiet:
-        from edgemp.cli.output import console
-
         for name, choice in choices.items():
-            text = f"{name}: {choice.trial.candidate.label}: {choice.because}"
-            console().print(text, markup=False)
+            say(f"{name}: {choice.trial.candidate.label}: {choice.because}", sys.stderr)
         if output is not None:
-            console().print(f"written: {output}", markup=False)
+            say(f"written: {output}", sys.stderr)
 
 
 def _record(found: Search, points: list[Point]) -> dict[str, Any]:

@@ -144,6 +144,18 @@ class StageCache:
                         if abandoned:
                             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def alone(self, folder: Path) -> Iterator[None]:
+        """Holds `folder` (made if it is missing) against other processes; waits for them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def info(self) -> dict[str, dict[str, int]]:
         """Entries and bytes per kind of stage."""
         found: dict[str, dict[str, int]] = {}

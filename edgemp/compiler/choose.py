@@ -8,6 +8,7 @@ from math import isfinite
 
 from edgemp.compiler.trials import Trial
 from edgemp.errors import BudgetError, FidelityError, TargetError
+from edgemp.sizes import size
 
 PACKAGES = 3
 """Build packages of one backend that travel with a module, beside the untouched network's: the device
@@ -58,7 +59,7 @@ def choose(trials: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, C
             raise FidelityError(
                 f"module {name}: no {what} holds its bound; closest:\n" + closest(tried)
             )
-    picked = _search(_fronts(fit, trials, budget), budget)
+    picked = _search(_fronts(fit, trials, budget), budget, trials)
     return {
         name: Choice(
             trial,
@@ -128,7 +129,11 @@ def _packages(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     )
 
 
-def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, Trial]:
+def _search(
+    fronts: Mapping[str, Sequence[Trial]],
+    budget: Budget,
+    trials: Mapping[str, Sequence[Trial]],
+) -> dict[str, Trial]:
     """Module by module, keeping only the combinations that no other beats in both latency and size."""
 
     def cost(trial: Trial) -> float:
@@ -140,8 +145,8 @@ def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, 
     for front in fronts.values():
         grown = sorted(
             (
-                (latency + cost(trial), size + trial.size_bytes, (*picked, trial))
-                for latency, size, picked in combinations
+                (latency + cost(trial), taken + trial.size_bytes, (*picked, trial))
+                for latency, taken, picked in combinations
                 for trial in front
             ),
             key=lambda item: item[:2],
@@ -150,23 +155,40 @@ def _search(fronts: Mapping[str, Sequence[Trial]], budget: Budget) -> dict[str, 
         for item in grown:
             if not combinations or item[1] < combinations[-1][1]:
                 combinations.append(item)
-    for latency, size, picked in combinations:  # the fastest comes first
-        if (budget.size_bytes is None or size <= budget.size_bytes) and (
+    for latency, taken, picked in combinations:  # the fastest comes first
+        if (budget.size_bytes is None or taken <= budget.size_bytes) and (
             budget.latency_ms is None or latency <= budget.latency_ms
         ):
             return dict(zip(fronts, picked, strict=True))
     asked = []
     if budget.size_bytes is not None:
-        asked.append(f"{budget.size_bytes / 1e6:.4g} MB")
+        asked.append(size(budget.size_bytes))
     if budget.latency_ms is not None:
         asked.append(f"{budget.latency_ms:g} ms")
     latencies = [t.latency_ms for front in fronts.values() for t in front]
     fastest = f", the fastest {combinations[0][0]:.2f} ms" if all(map(isfinite, latencies)) else ""
     raise BudgetError(
         f"no combination of candidates that hold their bounds fits {' and '.join(asked)}: the smallest "
-        f"takes {combinations[-1][1] / 1e6:.4g} MB{fastest}; closest:\n"
-        + "\n".join(f"{name}:\n{closest(front)}" for name, front in fronts.items())
+        f"takes {size(combinations[-1][1])}{fastest}; in the way stand:\n"
+        + "\n".join(f"{name}:\n{_in_the_way(trials[name])}" for name in fronts)
     )
+
+
+def _in_the_way(trials: Sequence[Trial]) -> str:
+    """The smallest and the fastest trial that may be chosen, and of all, with what is against them."""
+    ran = [t for t in trials if t.status == "ok" and not t.package]
+    fit = [t for t in ran if eligible(t)]
+    named: dict[str, Trial] = {}
+    for text, found, key in (
+        ("smallest that holds", fit, lambda t: (t.size_bytes, t.latency_ms)),
+        ("fastest that holds", fit, lambda t: (t.latency_ms, t.size_bytes)),
+        ("smallest", ran, lambda t: (t.size_bytes, t.latency_ms)),
+        ("fastest", ran, lambda t: (t.latency_ms, t.size_bytes)),
+    ):
+        best = min(found, key=key, default=None)
+        if best is not None and best not in named.values():
+            named[text] = best
+    return "\n".join(f"  {text}:{_told(trial)[1:]}" for text, trial in named.items())
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
@@ -194,17 +216,17 @@ def closest(trials: Sequence[Trial], count: int = 3) -> str:
     def key(trial: Trial) -> tuple[bool, float]:
         return trial.status != "ok", -(trial.fidelity.cosine_min if trial.fidelity else -1.0)
 
-    lines = []
-    for trial in sorted(trials, key=key)[:count]:
-        reason = trial.reason
-        if trial.holds and trial.slower_than_untouched:
-            reason = "slower than the untouched network on its engine"
-        reason = trial.passed_over or reason
-        latency = f"{trial.latency_ms:.2f} ms, " if isfinite(trial.latency_ms) else ""
-        lines.append(
-            f"  {trial.candidate.label}: {latency}{trial.size_bytes / 1e6:.1f} MB: {reason or 'holds'}"
-        )
-    return "\n".join(lines)
+    return "\n".join(_told(trial) for trial in sorted(trials, key=key)[:count])
+
+
+def _told(trial: Trial) -> str:
+    """One line: what it takes, and what is against it."""
+    reason = trial.reason
+    if trial.holds and trial.slower_than_untouched:
+        reason = "slower than the untouched network on its engine"
+    reason = trial.passed_over or reason
+    latency = f"{trial.latency_ms:.2f} ms, " if isfinite(trial.latency_ms) else ""
+    return f"  {trial.candidate.label}: {latency}{size(trial.size_bytes)}: {reason or 'holds'}"
 
 
 def _because(trial: Trial, fit: Sequence[Trial], budget: Budget) -> str:

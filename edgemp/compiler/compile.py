@@ -17,7 +17,8 @@ from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
 from edgemp.compiler.recording import Recording, recorded
 from edgemp.compiler.steps import pipeline_assets, pipeline_steps
-from edgemp.compiler.students import Student, students
+from edgemp.compiler.student_line import Student
+from edgemp.compiler.students import students
 from edgemp.compiler.trials import Trial, Workshop, attempt
 from edgemp.compiler.write import check_output, write
 from edgemp.emulation import emulator, problem
@@ -127,7 +128,10 @@ def search(
         progress.note(f"left out: {text}")
     made: dict[str, list[Student]] = {}
     if options.asked is not None:
-        made = students(originals, networks, options.asked, options.seed, cache, progress, notes)
+        quantizes = bool(of_student(offered.candidates, "", quantized=True))
+        made = students(
+            originals, networks, options.asked, options.seed, cache, progress, notes, quantizes
+        )
     for original in originals.values():
         original.close()
     workshop = Workshop(target, cache, options.limits or _default_limits())

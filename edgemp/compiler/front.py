@@ -33,11 +33,9 @@ class Point:
             {**self.picked, module: trial},
         )
 
-    def beats(self, other: Point) -> bool:
-        """Whether it is nowhere worse and somewhere better."""
-        mine = (self.latency_ms, self.size_bytes, self.error)
-        theirs = (other.latency_ms, other.size_bytes, other.error)
-        return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
+    @property
+    def figures(self) -> tuple[float, int, float]:
+        return self.latency_ms, self.size_bytes, self.error
 
     def record(self) -> dict[str, Any]:
         """As plain JSON values; an unknown latency is null."""
@@ -50,7 +48,7 @@ class Point:
 
 
 def front(trials: Mapping[str, Sequence[Trial]]) -> list[Point]:
-    """Combinations of trials that hold their bounds and that no other beats, fastest first.
+    """Combinations of trials that hold their bounds and that no other beats or equals, fastest first.
 
     Sums and maxima only grow from module to module, so what is beaten half-way is beaten at the end.
     Empty if a module has no trial that holds.
@@ -62,5 +60,15 @@ def front(trials: Mapping[str, Sequence[Trial]]) -> list[Point]:
             for point in points
             for trial in pareto([t for t in tried if eligible(t)])
         ]
-        points = [p for p in grown if not any(other.beats(p) for other in grown)]
-    return sorted(points, key=lambda p: (p.latency_ms, p.size_bytes))
+        points = _unbeaten(grown)
+    return points
+
+
+def _unbeaten(points: list[Point]) -> list[Point]:
+    """In the order of latency; of points with the same figures the first."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: p.figures):
+        # What comes before is at least as fast, so only size and error are left to tell by.
+        if not any(k.size_bytes <= point.size_bytes and k.error <= point.error for k in kept):
+            kept.append(point)
+    return kept

@@ -267,7 +267,11 @@ def source(workshop: Workshop, network: Network) -> Path:
         network.save(folder)
         return {}
 
-    key = {"network": network.digest, **_samples_digests(network)}
+    key = {
+        "network": network.digest,
+        "transforms": list(network.transforms),
+        **_samples_digests(network),
+    }
     return workshop.cache.stage("samples", key, save)[0]
 
 
@@ -352,6 +356,7 @@ def _sources_digest() -> str:
     files = sorted(
         file for part in ("ingest", "compress", "backends") for file in (root / part).rglob("*.py")
     )
+    files += [root / "compiler" / "original.py", root / "compiler" / "student_line.py"]
     return digest([file.read_text(encoding="utf-8") for file in files])
 
 

@@ -25,6 +25,56 @@ def encoder() -> nn.Module:
     return module
 
 
+class Partial(nn.Module):
+    """An encoder with a head that never runs, a frozen one: what factories for inference return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = encoder()
+        self.unused = nn.Linear(32, 32)
+        self.requires_grad_(False)
+
+    def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = self.encoder(ids)
+        return {"embedding": found, "positive": found > 0}
+
+
+def partial() -> nn.Module:
+    return Partial()
+
+
+class Glued(nn.Module):
+    """ids [N, L] -> one vector for all rows: the first axis is no batch axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = encoder()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.encoder(ids).mean(0, keepdim=True)
+
+
+def glued() -> nn.Module:
+    return Glued()
+
+
+class Straight(nn.Module):
+    """ids [B, L] -> [B, 4], without a chain of blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(80, 16)
+        self.first, self.second = nn.Linear(16, 24), nn.Linear(24, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(self.words(ids).mean(1))))
+
+
+def straight() -> nn.Module:
+    torch.manual_seed(0)
+    return Straight()
+
+
 def steps(count: int = 30, seed: int = 0) -> list[dict[str, Any]]:
     random = np.random.default_rng(seed)
     return [{"ids": random.integers(0, 80, (1, LENGTH))} for _ in range(count)]
@@ -43,6 +93,10 @@ def leaked() -> Sequence[Mapping[str, Any]]:
     return [*steps(9, seed=3), *steps()]
 
 
+def labelled() -> Sequence[Mapping[str, Any]]:
+    return [{"label": i % 4, **step} for i, step in enumerate(steps(60, seed=4))]
+
+
 class Broken(list[Any]):
     """Training samples of which one cannot be read."""
 
@@ -56,19 +110,21 @@ def broken() -> Sequence[Mapping[str, Any]]:
     return Broken(steps(40, seed=2))
 
 
-def pipeline(cosine_min: float = 0.9, **compress: Any) -> Pipeline:
+def pipeline(
+    cosine_min: float = 0.9, network: str = "encoder", output: str = "encoder", **compress: Any
+) -> Pipeline:
     asked = {"data": "tests.compiler.speller:training", "batch_size": 16, **compress}
     return Pipeline(
         name="speller",
         signals={"ids": Signal(dtype="int64", shape=(1, LENGTH))},
         modules={
             "encoder": Module(
-                network="tests.compiler.speller:encoder",
+                network=f"tests.compiler.speller:{network}",
                 inputs={"ids": "ids"},
                 fidelity=FidelityBound(cosine_min=cosine_min),
                 compress=Compression(**asked),
             )
         },
-        results={"embedding": "encoder"},
+        results={"embedding": output},
         samples="tests.compiler.speller:steps",
     )

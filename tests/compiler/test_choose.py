@@ -79,9 +79,7 @@ def test_without_rates_a_size_budget_takes_what_fits_and_a_latency_budget_is_ref
     choice = choose({"m": trials}, Budget(size_bytes=1500))["m"]
     assert choice.trial.candidate.precision == "int8"
     assert "small enough for the budget" in choice.because
-    with pytest.raises(
-        BudgetError, match=r"fits 0\.0005 MB: the smallest takes 0\.001 MB; closest"
-    ):
+    with pytest.raises(BudgetError, match=r"fits 0\.5 kB: the smallest takes 1\.0 kB; in the way"):
         choose({"m": trials}, Budget(size_bytes=500))
     with pytest.raises(TargetError, match="no rates"):
         choose({"m": trials}, Budget(latency_ms=100))
@@ -147,8 +145,20 @@ def test_a_latency_budget_that_nothing_meets_names_the_fastest() -> None:
 
 def test_a_size_budget_that_nothing_meets_names_the_smallest() -> None:
     big = trial("int8", 3, 5_000_000)
-    with pytest.raises(BudgetError, match=r"fits 1 MB: the smallest takes 5 MB"):
+    with pytest.raises(BudgetError, match=r"fits 1\.0 MB: the smallest takes 5\.0 MB"):
         chosen([big], size_bytes=1_000_000)
+
+
+def test_what_stands_in_the_way_of_a_budget_is_said_with_the_reason() -> None:
+    small = trial("int4", 2, 300, cosine=0.9, holds=False)
+    with pytest.raises(BudgetError) as caught:
+        chosen([UNTOUCHED, trial("int8", 5, 1000), small], size_bytes=500)
+    lines = str(caught.value).splitlines()
+    assert lines[2] == "  smallest that holds: engine int8 (2 threads): 5.00 ms, 1.0 kB: holds"
+    assert (
+        lines[3]
+        == "  smallest: engine int4 (2 threads): 2.00 ms, 0.3 kB: min cosine 0.90000 < 0.99"
+    )
 
 
 def test_the_latency_budget_counts_all_modules_together() -> None:

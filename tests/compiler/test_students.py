@@ -16,7 +16,8 @@ from edgemp.compiler.compile import ingest_all
 from edgemp.compiler.outcome import Options
 from edgemp.compiler.progress import Silent
 from edgemp.compiler.steps import pipeline_steps
-from edgemp.compiler.students import MINUTES, Asked, Student, students
+from edgemp.compiler.student_line import Student
+from edgemp.compiler.students import MINUTES, Asked, students
 from edgemp.compress.distill import blockwise, train
 from edgemp.errors import BudgetError, CompressError, SamplesError
 from edgemp.pipeline import Compression, Pipeline
@@ -122,7 +123,10 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_students(
         made(pipeline, Asked(1.0), cache, Loud("int8-blocks: blocks.1"))
     (folder,) = (tmp_path / "killed" / "training").iterdir()
     assert (folder / "checkpoint.pt").exists()
-    found = made(pipeline, Asked(1.0), cache)["encoder"]
+    told = Loud()
+    found = made(pipeline, Asked(1.0), cache, told)["encoder"]
+    assert any("int8-blocks: blocks.2" in note for note in told.notes)
+    assert not any("int8-blocks: blocks.1" in note for note in told.notes), "went on, not over"
     assert [s.network.digest for s in found] == [s.network.digest for s in whole]
 
 
@@ -145,6 +149,48 @@ def test_for_another_machine_a_quantized_student_is_rated_as_int8(
         if t.estimate is not None
     }
     assert rated["int8", "fp32"] == rated["", "int8"] < rated["", "fp32"]
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_labels_train_a_network_without_blocks_jointly(stage_cache: Path) -> None:
+    told = Loud()
+    pipeline = speller.pipeline(
+        network="straight",
+        data="tests.compiler.speller:labelled",
+        loss=[{"term": "cosine"}, {"term": "labels", "weight": 0.1}],
+    )
+    found = made(pipeline, Asked(1.0), StageCache(stage_cache), told)["encoder"]
+    assert [s.name for s in found] == ["int8", "int8-joint"]
+    # Nothing else could be made, so all of the minute is its.
+    assert found[1].network.transforms[-1] == "int8_embeddings"
+    assert found[1].network.transforms[-2] == "quantized_distilled_0.167_min"
+    assert any("no student int8-blocks: " in note for note in told.notes)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_frozen_modules_train_and_layers_that_never_run_stay_as_they_are(stage_cache: Path) -> None:
+    pipeline = speller.pipeline(network="partial", output="encoder.embedding", depths=())
+    found = made(pipeline, Asked(1.0), StageCache(stage_cache))["encoder"]
+    assert [s.name for s in found] == ["int8", "int8-blocks", "int8-joint"]
+    import torch
+
+    first, last = (
+        torch.load(s.network.model.with_name("student.pt"), weights_only=False) for s in found[::2]
+    )
+    moved = {
+        name
+        for name, value in last.state_dict().items()
+        if not torch.equal(value, first.state_dict()[name])
+    }
+    assert "encoder.blocks.0.up.layer.weight" in moved
+    assert not any("unused" in name or "words" in name for name in moved)
+
+
+def test_a_module_whose_first_axis_is_no_batch_axis_has_no_students(stage_cache: Path) -> None:
+    told = Loud()
+    pipeline = speller.pipeline(network="glued")
+    assert made(pipeline, Asked(1.0), StageCache(stage_cache), told) == {}
+    assert any("no students: output 'output' of two samples together" in n for n in told.notes)
 
 
 def test_minutes_without_training_data_are_refused(stage_cache: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgemp.bundle.atomic import replace_file
-from edgemp.errors import CompressError
+from edgemp.errors import CheckpointError
 
 STATE, RUN = "checkpoint.pt", "run.json"
 
@@ -45,7 +45,7 @@ class Checkpoints:
         """The last state, or None.
 
         Raises:
-            CompressError: if the file is damaged, or of another run.
+            CheckpointError: if the file is damaged, or of another run.
         """
         if self.folder is None:
             return copy.deepcopy(self._memory)
@@ -55,7 +55,7 @@ class Checkpoints:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many unrelated types for damaged files
-            raise CompressError(
+            raise CheckpointError(
                 f"{path} is damaged: {error}; delete the folder to start over"
             ) from error
         self._check(state.get("fingerprint"), path)
@@ -76,13 +76,13 @@ class Checkpoints:
             content = json.loads(path.read_text())
             value = int(content[name])
         except (ValueError, KeyError, TypeError) as error:
-            raise CompressError(f"{path} is damaged; delete the folder to start over") from error
+            raise CheckpointError(f"{path} is damaged; delete the folder to start over") from error
         self._check(content.get("fingerprint"), path)
         return value
 
     def _check(self, found: object, path: Path) -> None:
         if found != self.fingerprint:
-            raise CompressError(
+            raise CheckpointError(
                 f"{path} belongs to another run (other recipe, terms, data or student): give a new "
                 "folder, or delete this one"
             )
@@ -94,9 +94,9 @@ def digest(parts: Iterable[object]) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             total.update(str((part.dtype, tuple(part.shape))).encode())
-            total.update(
-                part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            )
+            # Cloned, because a view as bytes wants plain strides, which a single number need not have.
+            flat = part.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+            total.update(flat.view(torch.uint8).numpy().data)
         else:
             total.update(repr(part).encode())
     return total.hexdigest()

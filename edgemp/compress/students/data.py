@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from edgemp.compress.distill.checkpoint import digest
 from edgemp.compress.distill.outputs import named
 from edgemp.compress.distill.samples import Batch, Dataset, concatenate
-from edgemp.errors import CompressError, EdgempError
+from edgemp.errors import CompressError, EdgempError, InputError, UnsupportedModuleError
 from edgemp.resolve import find_file, import_callable, is_factory
 from edgemp.samples import load_npz
-from edgemp.tensor import Array
-
-HASHED = 2048
-"""Samples, evenly spaced, whose values tell one set of training samples from another."""
+from edgemp.tensor import Array, TensorSpec
 
 ALIKE = 1e-3
-"""A network answers alike with and without columns of padding if no value differs by more (relative)."""
+"""A network answers alike if no value differs by more than this share of the largest."""
+
+LOOKED_AT = 256
+"""Samples, evenly spaced, among which the shortest are sought to try whether padding can be cut off."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class TrainingData:
         where: what the messages call them.
         prepare: from a feed to what the torch module takes (pre-processing that the compiled network
             does itself).
-        ranks: dimensions of every input, the batch axis included.
+        specs: of every input, as the compiled network takes it.
     """
 
     feeds: Dataset
     where: str
     prepare: Callable[[Mapping[str, Array]], Mapping[str, Array]]
-    ranks: Mapping[str, int]
+    specs: tuple[TensorSpec, ...]
 
     def __len__(self) -> int:
         return len(self.feeds)
@@ -49,27 +49,47 @@ class TrainingData:
         """One sample: the inputs as the torch module takes them, and all else (labels) as it is.
 
         Raises:
-            CompressError: if it lacks an input.
+            CompressError: naming the sample, if it cannot be read, lacks an input, or holds what is no
+                number or of another shape.
         """
-        others = {k: np.asarray(v) for k, v in self._feed(index).items() if k not in self.ranks}
-        return {
-            **{k: v[None] if v.ndim == 0 else v for k, v in others.items()},
-            **self.inputs(index),
-        }
-
-    def inputs(self, index: int) -> Mapping[str, Array]:
-        """The network's inputs alone."""
         feed = self._feed(index)
-        missing = sorted(self.ranks.keys() - feed.keys())
+        where = f"{self.where}, sample {index}"
+        missing = sorted({spec.name for spec in self.specs} - feed.keys())
         if missing:
-            raise CompressError(
-                f"{self.where}, sample {index}: has {sorted(feed)}, but the network takes {missing}"
-            )
-        arrays = {}
-        for name, rank in self.ranks.items():
-            value = np.asarray(feed[name])
-            arrays[name] = value[None] if value.ndim == rank - 1 else value
-        return self.prepare(arrays)
+            raise CompressError(f"{where}: has {sorted(feed)}, but the network takes {missing}")
+        arrays = {name: _array(value, f"{where}: {name!r}") for name, value in feed.items()}
+        bare = all(arrays[spec.name].ndim == len(spec.shape) - 1 for spec in self.specs)
+        if bare:
+            arrays = {name: value[None] for name, value in arrays.items()}
+        inputs = {spec.name: _fitted(arrays.pop(spec.name), spec, where) for spec in self.specs}
+        labels = {name: value[None] if value.ndim == 0 else value for name, value in arrays.items()}
+        return {**labels, **self.prepare(inputs)}
+
+    def inputs(self, index: int) -> dict[str, Array]:
+        """The network's inputs alone."""
+        return self.only_inputs(self[index])
+
+    def only_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A sample or batch without labels."""
+        return {spec.name: batch[spec.name] for spec in self.specs}
+
+    def digest(self) -> str:
+        """SHA-256 of all samples."""
+        return digest(_digest(self[index]) for index in range(len(self)))
+
+    def check_apart(self, held_out: Sequence[Mapping[str, Array]]) -> None:
+        """Held-out samples must stay unseen.
+
+        Raises:
+            CompressError: naming the first training sample that is a held-out one.
+        """
+        kept = {_digest(self.prepare(feed)) for feed in held_out}
+        for index in range(len(self)):
+            if _digest(self.inputs(index)) in kept:
+                raise CompressError(
+                    f"{self.where}, sample {index}: is one of the held-out samples that judge the result; "
+                    "train on samples that the pipeline's `samples` do not hold"
+                )
 
     def _feed(self, index: int) -> Mapping[str, Any]:
         try:
@@ -85,27 +105,23 @@ class TrainingData:
             )
         return feed
 
-    def digest(self) -> str:
-        """SHA-256 of their number and of `HASHED` of them."""
-        return digest([len(self), *(_digest(self[i]) for i in self._chosen())])
 
-    def check_apart(self, held_out: Sequence[Mapping[str, Array]]) -> None:
-        """Held-out samples must stay unseen; `HASHED` of the training samples are compared with them.
+def _array(value: Any, where: str) -> Array:
+    found = np.asarray(value)
+    if found.dtype.kind not in "biuf":
+        raise CompressError(f"{where}: holds {found.dtype}, not numbers; leave it out")
+    return found
 
-        Raises:
-            CompressError: naming the first training sample that is a held-out one.
-        """
-        kept = {_digest(self.prepare(feed)) for feed in held_out}
-        for index in self._chosen():
-            if _digest(self.inputs(index)) in kept:
-                raise CompressError(
-                    f"{self.where}, sample {index}: is one of the held-out samples that judge the result; "
-                    "train on samples that the pipeline's `samples` do not hold"
-                )
 
-    def _chosen(self) -> list[int]:
-        at = np.linspace(0, len(self) - 1, min(HASHED, len(self)))
-        return [int(i) for i in np.unique(at.astype(int))]
+def _fitted(value: Array, spec: TensorSpec, where: str) -> Array:
+    """A value as its input declares it; only another width of the same kind of number is converted."""
+    wanted = np.dtype(spec.dtype)
+    if value.dtype.kind == wanted.kind:
+        value = value.astype(wanted, copy=False)
+    try:
+        return spec.check(value, where)
+    except InputError as error:
+        raise CompressError(str(error)) from None
 
 
 def _digest(feed: Mapping[str, Any]) -> str:
@@ -116,24 +132,27 @@ def load_training(reference: str, where: str) -> Dataset:
     """What a reference names: a factory's sequence of feeds, or an .npz file (first axis = samples).
 
     Raises:
-        CompressError: if the factory fails, or returns what has no length and no items.
+        CompressError: if the factory fails, or there are fewer than two samples.
         SamplesError, ResolveError: for a file that is not there or cannot be read.
     """
-    if not is_factory(reference):
-        return load_npz(find_file(reference, where))
-    try:
-        found = import_callable(reference, where)()
-        if not hasattr(found, "__getitem__"):
-            found = list(found)
-        count = len(found)
-    except EdgempError:
-        raise
-    except Exception as error:  # the user's factory may fail in any way
+    found: Any
+    if is_factory(reference):
+        try:
+            found = import_callable(reference, where)()
+            if not hasattr(found, "__getitem__") or not hasattr(found, "__len__"):
+                found = list(found)
+        except EdgempError:
+            raise
+        except Exception as error:  # the user's factory may fail in any way
+            raise CompressError(
+                f"{where}: {reference} failed: {type(error).__name__}: {error}"
+            ) from error
+    else:
+        found = load_npz(find_file(reference, where))
+    if len(found) < 2:
         raise CompressError(
-            f"{where}: {reference} failed: {type(error).__name__}: {error}"
-        ) from error
-    if count < 2:
-        raise CompressError(f"{where}: {reference} gave {count} training samples; give at least 2")
+            f"{where}: {reference} gave {len(found)} training samples; give at least 2"
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -148,44 +167,84 @@ class Joining:
         if self.mask is None:
             return batch
         mask = batch[self.mask]
-        longest = int((mask != 0).sum(1).max())
+        longest = max(1, int((mask != 0).sum(1).max()))
         return {
             name: x[:, :longest].contiguous() if x.shape[:2] == mask.shape[:2] else x
             for name, x in batch.items()
         }
 
 
+def check_joins(module: nn.Module, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Several samples at once must be answered as each alone is.
+
+    Raises:
+        UnsupportedModuleError: if not: the first axis is no batch axis, or its size is fixed.
+    """
+    if len(samples) < 2:
+        return
+    pair = list(samples[:2])
+    if any(np.shape(pair[0][name]) != np.shape(pair[1][name]) for name in pair[0]):
+        return
+    try:
+        with torch.no_grad():
+            joined = named(module(**concatenate(pair)), "module")
+            alone = [named(module(**concatenate([sample])), "module") for sample in pair]
+    except Exception as error:  # the user's module may fail in any way
+        raise UnsupportedModuleError(
+            f"it does not take several samples at once: {type(error).__name__}: {error}"
+        ) from error
+    for name, value in joined.items():
+        parts = [answer[name] for answer in alone]
+        if parts[0].dim() == 0 or not _alike(torch.cat(parts), value):
+            raise UnsupportedModuleError(
+                f"output {name!r} of two samples together differs from theirs alone: the first axis of its "
+                "inputs must be a batch axis"
+            )
+
+
 def joining(module: nn.Module, data: TrainingData, mask: str | None) -> Joining:
     """How batches are joined: padding is cut off only if the module answers alike without it.
 
     Raises:
-        CompressError: if the mask is no input of two dimensions.
+        CompressError: if the mask has not two dimensions.
     """
     if mask is None:
         return Joining()
-    samples = [data[i] for i in range(min(4, len(data)))]
-    if np.asarray(samples[0][mask]).ndim != 2:
+    if len(next(spec.shape for spec in data.specs if spec.name == mask)) != 2:
         raise CompressError(
             f"{data.where}: mask {mask!r} must have two dimensions, [batch, length]"
         )
+    at = np.unique(np.linspace(0, len(data) - 1, min(LOOKED_AT, len(data))).astype(int))
+    samples = sorted((data.inputs(int(i)) for i in at), key=lambda s: _length(s, mask))[:4]
+    whole, cut = Joining()(samples), Joining(mask)(samples)
+    if whole[mask].shape == cut[mask].shape:
+        return Joining()
     try:
         with torch.no_grad():
-            whole = named(module(**Joining()(samples)), "module")
-            cut = named(module(**Joining(mask)(samples)), "module")
+            expected, found = named(module(**whole), "module"), named(module(**cut), "module")
     except Exception:  # a module of fixed shapes may fail in any way; it is fed whole then
         return Joining()
-    alike = all(
-        a.shape == b.shape and bool((a - b).abs().max() <= ALIKE * a.abs().max())
-        for a, b in ((whole[name], cut[name]) for name in whole)
-    )
+    alike = all(_alike(expected[name], found[name]) for name in expected)
     return Joining(mask) if alike else Joining()
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    difference = torch.nan_to_num(a.double()) - torch.nan_to_num(b.double())
+    largest = torch.nan_to_num(a.double()).abs().max().clamp_min(1e-12)
+    return bool(difference.abs().max() <= ALIKE * largest)
+
+
+def _length(sample: Mapping[str, Any], mask: str) -> int:
+    return int((np.asarray(sample[mask]) != 0).sum())
 
 
 def lengths(data: TrainingData, join: Joining) -> list[int] | None:
     """Unpadded length of every sample, so that batches can hold similar ones; None without a mask."""
     if join.mask is None:
         return None
-    return [int((np.asarray(data[i][join.mask]) != 0).sum()) for i in range(len(data))]
+    return [_length(data[i], join.mask) for i in range(len(data))]
 
 
 def batches(
@@ -202,6 +261,6 @@ def _parts(
     group: Sequence[Mapping[str, Any]], join: Joining, size: int
 ) -> Iterator[Sequence[Mapping[str, Any]]]:
     if (mask := join.mask) is not None:
-        group = sorted(group, key=lambda sample: int((np.asarray(sample[mask]) != 0).sum()))
+        group = sorted(group, key=lambda sample: _length(sample, mask))
     for start in range(0, len(group), size):
         yield group[start : start + size]

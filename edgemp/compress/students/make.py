@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from edgemp.bundle.atomic import replace_file
 from edgemp.compress.bias_correction import correct_biases
-from edgemp.compress.blocks import find_blocks
+from edgemp.compress.blocks import find_blocks, recorded
 from edgemp.compress.distill.blockwise import BlockReport, Settings, reconstruct
 from edgemp.compress.distill.outputs import named
 from edgemp.compress.distill.recipe import Recipe, Report
 from edgemp.compress.distill.train import distill
-from edgemp.compress.fake_quant import calibrate, fake_quantize
+from edgemp.compress.fake_quant import calibrate, fake_quantize, quantizable
 from edgemp.compress.ranges import Method
 from edgemp.compress.shrink.depth import drop_layers
 from edgemp.compress.shrink.width import prune
@@ -36,7 +38,10 @@ CALIBRATION = 256
 """Samples that ranges, importance and closed-form repairs are measured on."""
 
 REBUILT = 2048
-"""Samples that block-wise reconstruction keeps in memory."""
+"""Samples that block-wise reconstruction keeps in memory, at most."""
+
+REBUILT_BYTES = 1 << 29
+"""Bytes that their inputs may take; blocks' inputs and targets come on top."""
 
 JOINED = 32
 METHODS: tuple[Method, ...] = ("minmax", "mse")
@@ -48,7 +53,7 @@ class Making:
     """All that routes of one module share.
 
     Attributes:
-        teacher: the module's own network.
+        teacher: the module's own network, `thawed`.
         calibration: feeds as the torch module takes them.
         data: training samples, or None where no route trains.
         asked: the pipeline's wishes.
@@ -62,6 +67,11 @@ class Making:
     asked: Compression
     join: Joining
     seed: int = 0
+
+    def two(self) -> dict[str, Tensor]:
+        """Two training samples joined, labels included."""
+        assert self.data is not None
+        return self.join([self.data[0], self.data[1]])
 
     def batches(self, count: int = CALIBRATION) -> list[dict[str, Tensor]]:
         """`count` samples drawn under the seed: calibration feeds (half of them, if there are others)."""
@@ -90,47 +100,69 @@ def make(
 
     Raises:
         UnsupportedModuleError: if the module has no blocks, heads or layers to work on.
+        CheckpointError: if the folder is another run's.
         CompressError: (subclasses) for data or loss terms that cannot be used.
         DivergedError: if training ends in NaN again and again.
     """
     if route.work == "quantize":
         return _quantized(making, parent)
-    assert making.data is not None
     if route.work == "blocks":
-        student = copy.deepcopy(parent)
-        settings = Settings(minutes=minutes, mask=making.join.mask, seed=making.seed)
-
-        def block(found: BlockReport) -> None:
-            told(f"{found.name}: error {found.before:.2g} -> {found.after:.2g} of the variance")
-
-        teacher = copy.deepcopy(making.teacher)
-        reconstruct(
-            student, teacher, making.batches(REBUILT), settings, progress=block, folder=folder
-        )
-        return student
+        return _rebuilt(making, parent, minutes, folder, told)
     if route.work == "joint":
-        student = copy.deepcopy(parent)
-        recipe = Recipe(
-            minutes=minutes,
-            batch_size=making.asked.batch_size,
-            learning_rate=3e-5,
-            weight_decay=0.0,
-            ema=0.995,
-            patience=None,
-            seed=making.seed,
-        )
-    else:
-        student = _shrunk(making, route, parent)
-        recipe = Recipe(
-            minutes=minutes,
-            batch_size=making.asked.batch_size,
-            learning_rate=5e-4,
-            ema=0.995,
-            patience=None,
-            precision="bf16" if _fast_bf16() else "fp32",
-            seed=making.seed,
-        )
+        return _trained(making, parent, _recipe(making, minutes, 3e-5, 0.0), folder, report)
+    student = _shrunk(making, route, parent, folder)
+    recipe = _recipe(making, minutes, 5e-4, 0.01, "bf16" if fast_bf16() else "fp32")
     return _trained(making, student, recipe, folder, report)
+
+
+def thawed(module: nn.Module) -> nn.Module:
+    """A copy of which everything trains that a student may change: all parameters but embedding tables.
+
+    Rows of a table that the training samples never look up would drift away from the others.
+    """
+    made = copy.deepcopy(module)
+    for part in made.modules():
+        for parameter in part.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.requires_grad_(not isinstance(part, nn.Embedding))
+    return made
+
+
+def _recipe(
+    making: Making,
+    minutes: float,
+    learning_rate: float,
+    weight_decay: float,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> Recipe:
+    return Recipe(
+        minutes=minutes,
+        batch_size=making.asked.batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        ema=0.995,
+        patience=None,
+        precision=precision,
+        seed=making.seed,
+    )
+
+
+def _rebuilt(
+    making: Making, parent: nn.Module, minutes: float, folder: Path, told: Callable[[str], None]
+) -> nn.Module:
+    """Block by block, each against its float twin."""
+    student, teacher = copy.deepcopy(parent), copy.deepcopy(making.teacher)
+    settings = Settings(minutes=minutes, mask=making.asked.mask, seed=making.seed)
+
+    def block(found: BlockReport) -> None:
+        told(f"{found.name}: error {found.before:.2g} -> {found.after:.2g} of the variance")
+
+    one = making.batches(1)[0]
+    size = sum(x.numel() * x.element_size() for x in one.values())
+    count = max(JOINED, min(REBUILT, REBUILT_BYTES // max(1, size)))
+    given = making.batches(count)
+    reconstruct(student, teacher, given, settings, progress=block, folder=folder)
+    return student
 
 
 def _quantized(making: Making, parent: nn.Module) -> nn.Module:
@@ -138,7 +170,7 @@ def _quantized(making: Making, parent: nn.Module) -> nn.Module:
     given = making.batches()
     expected = _answers(parent, given)
     best, least = None, math.inf
-    leveled = fake_quantize(parent)
+    leveled = fake_quantize(parent, layers=_used(parent, given[0]))
     smooth(leveled, given)
     for method in METHODS:
         student = copy.deepcopy(leveled)
@@ -148,11 +180,36 @@ def _quantized(making: Making, parent: nn.Module) -> nn.Module:
         if error < least:
             best, least = student, error
     if best is None:
-        raise CompressError("INT8 answers with NaN or infinity on the calibration samples")
+        raise UnsupportedModuleError("INT8 answers with NaN or infinity on the calibration samples")
     return best
 
 
-def _shrunk(making: Making, route: Route, parent: nn.Module) -> nn.Module:
+def _used(module: nn.Module, batch: Mapping[str, Tensor]) -> list[str]:
+    """The layers that can be quantized and that a batch reaches."""
+    found = quantizable(module)
+    with recorded(module, list(found)) as calls, torch.no_grad():
+        module(**batch)
+    reached = {name for name, _ in calls}
+    if found and not reached:
+        raise UnsupportedModuleError("no sample reaches a layer that can be quantized")
+    return [name for name in found if name in reached]
+
+
+def _shrunk(making: Making, route: Route, parent: nn.Module, folder: Path) -> nn.Module:
+    """Fewer blocks, heads or channels, refitted; kept in the folder: sums, and so ties and fits, depend on
+    the number of threads, which another run may change."""
+    kept = folder / "shrunk.pt"
+    if kept.exists():
+        return torch.load(kept, weights_only=False)
+    student = _cut(making, route, parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = io.BytesIO()
+    torch.save(student, saved)
+    replace_file(kept, [saved.getvalue()])
+    return student
+
+
+def _cut(making: Making, route: Route, parent: nn.Module) -> nn.Module:
     given = making.batches()
     if route.work == "depth":
         blocks = find_blocks(parent, given[0])
@@ -161,18 +218,15 @@ def _shrunk(making: Making, route: Route, parent: nn.Module) -> nn.Module:
             raise UnsupportedModuleError(
                 f"{route.share:.0%} of {len(blocks)} blocks are all of them"
             )
-        return drop_layers(parent, given, keep, blocks=blocks, mask=making.join.mask)[0]
-    return prune(parent, given, heads=route.share, channels=route.share, mask=making.join.mask)[0]
+        return drop_layers(parent, given, keep, blocks=blocks, mask=making.asked.mask)[0]
+    return prune(parent, given, heads=route.share, channels=route.share, mask=making.asked.mask)[0]
 
 
 def _trained(
-    making: Making, student: nn.Module, recipe: Recipe, folder: Path, report: Report
+    making: Making, parent: nn.Module, recipe: Recipe, folder: Path, report: Report
 ) -> nn.Module:
     assert making.data is not None
-    for part in student.modules():
-        if isinstance(part, nn.Embedding):
-            # Rows that the training samples never look up would drift away from the others.
-            part.weight.requires_grad_(False)
+    student = copy.deepcopy(parent)
     distill(
         student,
         making.teacher,
@@ -190,14 +244,14 @@ def _trained(
 def loss_terms(making: Making, student: nn.Module) -> list[dict[str, Any]]:
     """The asked terms, `$last` resolved; by default outputs' values and directions, and the last blocks'."""
     assert making.data is not None
-    batch = making.join([making.data[0], making.data[min(1, len(making.data) - 1)]])
+    batch = making.data.only_inputs(making.two())
     ends: dict[str, str] = {}
     for who, module in (("student", student), ("teacher", making.teacher)):
         try:
             ends[who] = find_blocks(module, batch)[-1]
         except UnsupportedModuleError:
             continue
-    mask = {"mask": making.join.mask} if making.join.mask else {}
+    mask = {"mask": making.asked.mask} if making.asked.mask else {}
     if making.asked.loss:
         asked = [dict(term) for term in making.asked.loss]
         for term in asked:
@@ -234,16 +288,20 @@ def _answers(module: nn.Module, given: Sequence[Mapping[str, Tensor]]) -> list[d
 def _distance(
     expected: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str, Tensor]]
 ) -> float:
-    """Mean squared error over mean square, of all outputs alike; infinite if anything is not finite."""
+    """Mean squared error over mean square, of all outputs alike; infinite if anything becomes infinite."""
     shares = []
     for a, b in zip(expected, found, strict=True):
         for name, value in a.items():
+            if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+                continue
             wrong = (b[name] - value).double().square().sum()
             shares.append(float(wrong / value.double().square().sum().clamp_min(1e-30)))
+    if not shares:
+        return 0.0
     mean = sum(shares) / len(shares)
     return mean if math.isfinite(mean) else math.inf
 
 
-def _fast_bf16() -> bool:
+def fast_bf16() -> bool:
     """Whether this processor multiplies bf16 faster than float32."""
     return bool({"avx512_bf16", "amx_bf16"} & set(this_machine().isa))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,50 +19,74 @@ class Route:
         name: of the student, as candidates and reports show it.
         work: "depth" and "width" shrink and then train in float; "quantize" is closed-form and trains
             nothing; "blocks" and "joint" go on from a quantized parent.
-        parent: the route whose student this one starts from; "" is the module's own network.
+        parents: the routes whose student this one starts from, the best first: the first that could be
+            made is taken. "" is the module's own network.
         share: of blocks ("depth") or of heads and channels ("width") that stay.
         weight: its part of the minutes.
-        quantized: whether the student's layers are integer ones.
     """
 
     name: str
     work: Work
-    parent: str = ""
+    parents: tuple[str, ...] = ("",)
     share: float = 1.0
     weight: float = 0.0
-    quantized: bool = False
 
     @property
     def trains(self) -> bool:
         return self.weight > 0
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the student's layers are integer ones."""
+        return self.work in ("quantize", "blocks", "joint")
 
-def routes(asked: Compression, trains: bool) -> tuple[Route, ...]:
+
+def routes(asked: Compression, trains: bool, quantizes: bool = True) -> tuple[Route, ...]:
     """The routes of one module, parents first; without training data only what needs none."""
-    found = _quantized("", ["blocks", "joint"], trains)
-    if not trains:
-        return tuple(found)
-    for work, shares in (("depth", asked.depths), ("width", asked.widths)):
-        for share in shares:
-            name = f"{work}-{share:.0%}"
-            found.append(Route(name, work, share=share, weight=4.0))  # type: ignore[arg-type]
-            # Its errors are far larger than rounding's, so that training it once more end to end is enough.
-            found += _quantized(name, ["joint"], trains)
+    found = _quantized("", quantizes, trains)
+    if trains:
+        for share in asked.depths:
+            name = f"depth-{share:.0%}"
+            found.append(Route(name, "depth", share=share, weight=4.0))
+            found += _quantized(name, quantizes, trains)
+        for share in asked.widths:
+            name = f"width-{share:.0%}"
+            found.append(Route(name, "width", share=share, weight=4.0))
+            found += _quantized(name, quantizes, trains)
     return tuple(found)
 
 
-def _quantized(parent: str, further: Sequence[Work], trains: bool) -> list[Route]:
-    """ "int8" in closed form, then what trains on top of it."""
-    prefix = f"{parent}-" if parent else ""
-    found = [Route(f"{prefix}int8", "quantize", parent, quantized=True)]
-    for work in further if trains else ():
-        weight = {"blocks": 1.0, "joint": 1.0}[work]
-        name = f"{prefix}int8-{work}"
-        found.append(Route(name, work, found[-1].name, weight=weight, quantized=True))
-    return found
+def _quantized(parent: str, quantizes: bool, trains: bool) -> list[Route]:
+    """INT8 in closed form, and what trains on top of it."""
+    if not quantizes:
+        return []
+    int8 = f"{parent}-int8" if parent else "int8"
+    found = [Route(int8, "quantize", (parent,))]
+    if not trains:
+        return found
+    if parent:
+        # A shrunk student's errors are far larger than rounding's: blocks need not be rebuilt first.
+        return [*found, Route(f"{int8}-joint", "joint", (int8,), weight=1.0)]
+    blocks = f"{int8}-blocks"
+    return [
+        *found,
+        Route(blocks, "blocks", (int8,), weight=1.0),
+        Route(f"{int8}-joint", "joint", (blocks, int8), weight=1.0),
+    ]
 
 
-def minutes_of(route: Route, all_routes: Iterable[Route], minutes: float) -> float:
-    """A route's part of the minutes that all routes of all modules share."""
-    total = sum(other.weight for other in all_routes)
-    return minutes * route.weight / total if total else 0.0
+class Purse:
+    """The minutes that all routes of all modules share; what a route does not take is left to later ones."""
+
+    def __init__(self, minutes: float, every: Sequence[Route]) -> None:
+        self.left = minutes
+        self.weight = sum(route.weight for route in every)
+
+    def offered(self, route: Route) -> float:
+        """Minutes for a route, whose turn it is."""
+        return self.left * route.weight / self.weight if route.weight else 0.0
+
+    def settle(self, route: Route, took: float) -> None:
+        """The route is done, having taken its minutes, or none if it could not be made."""
+        self.left -= took
+        self.weight -= route.weight
