@@ -3,8 +3,8 @@
     python -m examples.trimodal.compact [--seed N]
     TRIMODAL_WEIGHTS=build/trimodal/compact.npz edgemp compile examples/trimodal/pipeline.yaml -o small.edgemp
 
-Each encoder teaches one of a third of its channels what it makes of working and of failing sensors;
-the fusion, of a third of its width, is then trained on those features as the original was on its own.
+Each encoder teaches one of a quarter of its channels what it makes of working and of failing sensors;
+the fusion, of a quarter of its width, is then trained on those features as the original was on its own.
 The compiler's INT8 or half-precision weights come on top. Nothing here looks at the test split.
 """
 
@@ -29,7 +29,7 @@ from examples.trimodal.data import MODALITIES
 from examples.trimodal.networks import ENCODERS
 from examples.trimodal.train import FULL, Effort, encoded, fused, pools, save
 
-SHARE = 0.35
+SHARE = 0.25
 COMPACT = models.WEIGHTS.with_name("compact.npz")
 INPUTS = {"image": "image", "audio": "wave", "text": "ids"}
 STEPS = {"image": 1500, "audio": 1500, "text": 1500}
