@@ -30,6 +30,15 @@ needs_speech = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tests run in a process per core: threads that wait for a core of their own take far longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_forms_begin_where_the_copied_sequence_begins_anew() -> None:
     _, digits = load()
     text = "".join(map(str, digits))
