@@ -7,10 +7,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from edgemp.errors import FusionError
 from edgemp.fusion.bridge import CrossAttentionBridge
-from edgemp.fusion.masking import FINITE
+from edgemp.fusion.masking import FINITE, usable
 from edgemp.fusion.missing import Compensation
 from edgemp.fusion.projection import SharedProjection
 from edgemp.fusion.router import EqualWeights, GatedRouter
@@ -19,6 +20,9 @@ from edgemp.fusion.shapes import check_sizes
 
 class GatedFusion(nn.Module):
     """Encoders' features to class logits, with a weight per modality and a unit-length embedding.
+
+    The embedding is what the modalities show side by side, not the fused features: those were
+    trained to tell the known classes apart, and lose what would tell a new one from them.
 
     What an absent or broken modality's features hold has no influence on any output.
     """
@@ -50,8 +54,12 @@ class GatedFusion(nn.Module):
         self.which = nn.Parameter(0.1 * torch.randn(len(widths), shared))
         self.bridge = CrossAttentionBridge(shared) if bridge else None
         self.router = GatedRouter(len(widths), shared) if weights == "routed" else EqualWeights()
-        self.embed = nn.Sequential(
-            nn.LayerNorm(shared), nn.Linear(shared, shared), nn.GELU(), nn.Linear(shared, shared)
+        self.judge = nn.Sequential(
+            nn.LayerNorm(shared),
+            nn.Linear(shared, shared),
+            nn.GELU(),
+            nn.Linear(shared, shared),
+            nn.GELU(),
         )
         self.head = nn.Linear(shared, classes)
 
@@ -67,8 +75,8 @@ class GatedFusion(nn.Module):
 
         Returns:
             logits float [B, classes]; weights float [B, M], 0 for absent modalities; embedding
-            float [B, shared], unit length, for prototypes; aligned float [B, M, shared], the
-            projected features, for contrastive losses.
+            float [B, M x shared], unit length, for prototypes, all 0 where nothing is present;
+            aligned float [B, M, shared], the projected features, for contrastive losses.
         """
         # Before the projection: a NaN that went through it would make every gradient NaN.
         whole = [(given.abs() < FINITE).all(dim=-1, keepdim=True) for given in features]
@@ -79,10 +87,10 @@ class GatedFusion(nn.Module):
         tokens = tokens + self.which  # blocks below share their weights between modalities
         mixed = tokens if self.bridge is None else self.bridge(tokens, presence)
         fused, weights = self.router(mixed, presence)
-        hidden = self.embed(fused)
+        sides = normalize(usable(projected, presence), dim=2)
         return {
-            "logits": self.head(torch.nn.functional.gelu(hidden)),
+            "logits": self.head(self.judge(fused)),
             "weights": weights,
-            "embedding": torch.nn.functional.normalize(hidden, dim=1),
+            "embedding": normalize((sides * presence[..., None]).flatten(1), dim=1),
             "aligned": projected,
         }

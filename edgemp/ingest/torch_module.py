@@ -79,6 +79,9 @@ def _named(found: Any, where: str) -> dict[str, Any]:
 def export_module(module: Any, feed: Feed, outputs: Sequence[str], path: Path, where: str) -> None:
     """Export a module to ONNX at `path`, traced with one sample.
 
+    The exporter's notes about its source (stack traces with paths and lines of code, in every node)
+    are left out: they would travel in the bundle, and make the same network another file elsewhere.
+
     Raises:
         NetworkError: with the exporter's reason, if it cannot be exported.
     """
@@ -89,10 +92,9 @@ def export_module(module: Any, feed: Feed, outputs: Sequence[str], path: Path, w
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
+            program = torch.onnx.export(
                 module,
                 (),
-                str(path),
                 kwargs=tensors,
                 input_names=list(tensors),
                 output_names=list(outputs),
@@ -101,8 +103,21 @@ def export_module(module: Any, feed: Feed, outputs: Sequence[str], path: Path, w
                 external_data=False,
                 verbose=False,
             )
+            _forget_source(program.model)
+            program.save(str(path), external_data=False)
     except Exception as error:  # exporters raise many unrelated types
         first = str(error).strip().splitlines()
         raise NetworkError(
             f"{where}: torch.onnx.export failed: {first[0] if first else type(error).__name__}"
         ) from error
+
+
+def _forget_source(model: Any) -> None:
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()

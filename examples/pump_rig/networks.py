@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +58,14 @@ class FastEncoder(nn.Module):
 
     def __init__(self, bins: int) -> None:
         super().__init__()
+        # Without the norms, every other training left one of these encoders dead.
         self.body = nn.Sequential(
-            nn.Conv1d(2, 16, 7, 2, 3), nn.ReLU(), nn.Conv1d(16, 24, 5, 4, 2), nn.ReLU()
+            nn.Conv1d(2, 16, 7, 2, 3, bias=False),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Conv1d(16, 24, 5, 4, 2, bias=False),
+            nn.BatchNorm1d(24),
+            nn.ReLU(),
         )
         self.pool = nn.MaxPool1d(max(1, bins // 256))
         cells = math.ceil(bins / 2 / 4) // max(1, bins // 256)
@@ -106,7 +113,7 @@ class SlowEncoder(nn.Module):
 class Rig(nn.Module):
     """The eight encoders and their fusion."""
 
-    def __init__(self, weights: str = "routed") -> None:
+    def __init__(self, weights: Literal["routed", "equal"] = "routed", bridge: bool = True) -> None:
         super().__init__()
         sizes = {name: round(rate * SECONDS) for name, rate in RATES_HZ.items()}
         self.fronts = nn.ModuleDict({name: Spectra(sizes[name]) for name in FAST})
@@ -117,7 +124,7 @@ class Rig(nn.Module):
             }
         )
         widths = dict.fromkeys(RATES_HZ, WIDTH)
-        self.fusion = GatedFusion(widths, len(CONDITIONS), weights=weights)  # type: ignore[arg-type]
+        self.fusion = GatedFusion(widths, len(CONDITIONS), weights=weights, bridge=bridge)
 
     def forward(
         self, samples: Mapping[str, Tensor], stamps: Mapping[str, Tensor], presence: Tensor

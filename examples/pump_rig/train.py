@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from edgemp.fusion import entropy_term, modality_dropout
 from examples.pump_rig.networks import FAST, Rig
 from examples.pump_rig.rig import RATES_HZ, Record, Split, record
 
-BATCH = 96
+BATCH = 48
 FAILING, ABSENT = 0.25, 0.1
+
+Arm = Literal["routed", "equal", "mean"]
+"""How streams are weighed; "mean" also leaves out the bridge, so that nothing looks at the sample."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +65,26 @@ def _behind_front(found: Record) -> Fronted:
     return Fronted(streams["samples"], streams["broken"], stamps, torch.from_numpy(found.labels))
 
 
-def train(given: Fronted, epochs: int, seed: int, weights: str = "routed") -> Rig:
-    """A network in eval mode; `weights` as for `GatedFusion`."""
+def train(
+    given: Fronted, epochs: int, seed: int, arm: Arm = "routed", failing: float = FAILING
+) -> Rig:
+    """A network in eval mode; sensors go missing at ABSENT, and break at a rate of `failing`."""
     torch.manual_seed(seed)
-    network = Rig(weights)
+    network = Rig("routed" if arm == "routed" else "equal", bridge=arm != "mean")
     count = len(given.labels)
     steps = epochs * (count // BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(epochs):
         for rows in torch.randperm(count).split(BATCH)[: count // BATCH]:
-            failed = torch.rand(len(rows), len(RATES_HZ)) < FAILING
+            failed = torch.rand(len(rows), len(RATES_HZ)) < failing
             # Half of the batch with all sensors in order, or that case would never be seen.
             failed[: len(rows) // 2] = False
             presence = modality_dropout(torch.ones(failed.shape), ABSENT)
             taken, stamps, labels = given.mixed(rows, failed)
             found = network.judge(taken, stamps, presence)
             loss = cross_entropy(found["logits"], labels, label_smoothing=0.02)
-            if weights == "routed":
+            if arm == "routed":
                 loss = loss + entropy_term(found["weights"], presence, balanced=0.01)
             optimizer.zero_grad()
             loss.backward()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgemp.errors import NetworkError
 from edgemp.fusion import GatedFusion
-from examples.trimodal.networks import ENCODERS, WIDTH
+from examples.trimodal.networks import ENCODERS, WIDTH, shared_width
 from examples.trimodal.speech import FOLDER
 from examples.trimodal.splits import CLASSES
 
@@ -24,37 +24,37 @@ WEIGHTS = Path(os.environ.get("TRIMODAL_WEIGHTS", FOLDER / "weights.npz"))
 class Fusion(nn.Module):
     """The fusion with one named input per modality, as a pipeline feeds it."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
         super().__init__()
-        self.network = GatedFusion(dict.fromkeys(ENCODERS, WIDTH), CLASSES)
+        self.network = GatedFusion(dict.fromkeys(ENCODERS, WIDTH), CLASSES, shared_width(share))
 
     def forward(
         self, image: Tensor, audio: Tensor, text: Tensor, presence: Tensor, age_ms: Tensor
     ) -> dict[str, Tensor]:
         """Features float32 [B, 64] x 3, presence and age_ms float32 [B, 3] -> logits [B, 10],
-        weights [B, 3], embedding [B, 64]."""
+        weights [B, 3], embedding [B, 3 x 64 x share]."""
         found = self.network([image, audio, text], presence, age_ms)
         return {name: found[name] for name in ("logits", "weights", "embedding")}
 
 
 def vision() -> nn.Module:
     """image float32 [B, 1, 8, 8] -> float32 [B, 64]."""
-    return _encoder("image")
+    return encoder("image")
 
 
 def hearing() -> nn.Module:
     """wave float32 [B, 8000] -> float32 [B, 64]."""
-    return _encoder("audio")
+    return encoder("audio")
 
 
 def reading() -> nn.Module:
     """ids int64 [B, 20] -> float32 [B, 64]."""
-    return _encoder("text")
+    return encoder("text")
 
 
 def fusion() -> nn.Module:
     """See `Fusion`."""
-    module = Fusion()
+    module = Fusion(_share())
     module.network.load_state_dict(_state("fusion"))
     return module.eval()
 
@@ -64,10 +64,15 @@ def prototypes() -> bytes:
     return _weights()["prototypes"].tobytes()
 
 
-def _encoder(modality: str) -> nn.Module:
-    module = ENCODERS[modality]()
+def encoder(modality: str) -> nn.Module:
+    """The trained encoder of a modality, in eval mode."""
+    module = ENCODERS[modality](_share())
     module.load_state_dict(_state(modality))
     return module.eval()
+
+
+def _share() -> float:
+    return float(_weights()["share"])
 
 
 def _state(name: str) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +35,7 @@ from edgemp.fusion import (
 from edgemp.runtime.prototypes import Prototypes
 from examples.trimodal.data import MODALITIES, Pool, pool, trios
 from examples.trimodal.models import WEIGHTS
-from examples.trimodal.networks import ENCODERS, WIDTH, AudioEncoder
+from examples.trimodal.networks import ENCODERS, WIDTH, AudioEncoder, shared_width
 from examples.trimodal.splits import CLASSES, WORDS, Split
 
 BATCH = 128
@@ -47,7 +48,8 @@ STALE_HALF_LIFE_MS = 500.0
 """How fast the world changes in training: a cached feature of that age is of another digit every
 second time."""
 
-Arm = Literal["routed", "equal"]
+Arm = Literal["routed", "equal", "mean"]
+"""How modalities are weighed; "mean" also leaves out the bridge, so that nothing looks at the sample."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +161,23 @@ def train_fusion(
     failing: float = FAILING,
     digits: Collection[int] = range(CLASSES),
     only: str | None = None,
+    share: float = 1.0,
 ) -> GatedFusion:
     """A fusion in eval mode, trained on trios of `digits` in which modalities fail or are absent.
 
     With `only` a modality's name, nothing else is ever present: the rival of fusion as such.
+    `share` scales its width.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 5])
-    network = GatedFusion(dict.fromkeys(MODALITIES, WIDTH), CLASSES, weights=arm)
+    widths = dict.fromkeys(MODALITIES, WIDTH)
+    network = GatedFusion(
+        widths,
+        CLASSES,
+        shared_width(share),
+        weights="routed" if arm == "routed" else "equal",
+        bridge=arm != "mean",
+    )
     head = PrototypeHead()
     optimizer, schedule = _optimizer([*network.parameters(), *head.parameters()], effort.steps)
     rows, labels = given.trios(effort.steps * BATCH // 3, failing, rng, digits)
@@ -240,36 +251,51 @@ def fuse(
 def train(seed: int, effort: Effort = FULL) -> dict[str, NDArray[Any]]:
     """Train everything, printing how it does on the validation split; returns what `save` writes."""
     began = time.perf_counter()
-    weights: dict[str, NDArray[Any]] = {}
     encoders = {}
     clean, faulty = pools("train", effort.samples, seed)
+    print(f"samples drawn, {time.perf_counter() - began:.0f} s", file=sys.stderr)
     for m in MODALITIES:
         encoders[m], _ = train_encoder(m, clean[m], effort, seed)
         print(f"{m} encoder trained, {time.perf_counter() - began:.0f} s", file=sys.stderr)
     fitted = encoded(encoders, clean, faulty)
-    network = train_fusion(fitted, effort, seed)
+    weights = fused(encoders, fitted, effort, seed)
+    print(f"{len(WORDS)} digits, {time.perf_counter() - began:.0f} s in all", file=sys.stderr)
+    return weights
+
+
+def fused(
+    encoders: Mapping[str, nn.Module],
+    given: Features,
+    effort: Effort,
+    seed: int,
+    share: float = 1.0,
+) -> dict[str, NDArray[Any]]:
+    """Train the fusion of trained encoders and say how it does; returns what `save` writes."""
+    network = train_fusion(given, effort, seed, share=share)
     unseen = features(encoders, "validation", 1000, seed)
     for rate in (0.0, 0.3):
         rows, labels = unseen.trios(3000, rate, np.random.default_rng([seed, 7]))
         right = (fuse(network, rows)["logits"].argmax(1) == labels).float().mean()
         print(f"validation, {rate:.0%} of modalities failing: {right:.4f}", file=sys.stderr)
-    for name, module in {**encoders, "fusion": network}.items():
-        for key, value in module.state_dict().items():
-            weights[f"{name}|{key}"] = value.numpy()
-    prototypes = class_prototypes(network, fitted, seed).dump()
+    weights = {
+        f"{name}|{key}": value.numpy()
+        for name, module in {**encoders, "fusion": network}.items()
+        for key, value in module.state_dict().items()
+    }
+    prototypes = class_prototypes(network, given, seed).dump()
     weights["prototypes"] = np.frombuffer(prototypes, np.uint8)
-    print(f"{len(WORDS)} digits, {time.perf_counter() - began:.0f} s in all", file=sys.stderr)
+    weights["share"] = np.array(share)
     return weights
 
 
-def save(weights: Mapping[str, NDArray[Any]]) -> None:
-    """Write WEIGHTS, complete or not at all."""
-    WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
+def save(weights: Mapping[str, NDArray[Any]], path: Path = WEIGHTS) -> None:
+    """Write the weights, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     np.savez(file, **dict(weights))
-    written = WEIGHTS.with_suffix(".tmp")
+    written = path.with_suffix(".tmp")
     written.write_bytes(file.getvalue())
-    written.replace(WEIGHTS)
+    written.replace(path)
 
 
 def main() -> int:

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 import edgemp
 from edgemp.errors import EnrolError, NetworkError
-from examples.trimodal import corrupt, models, samples, speech, texts, train
+from examples.trimodal import compact, corrupt, models, samples, speech, texts, train
 from examples.trimodal.data import MODALITIES, Pool, pool, trios
 from examples.trimodal.functions import PAD, TEXT_LENGTH, VOCABULARY, answer, characters
+from examples.trimodal.networks import ENCODERS
 from examples.trimodal.scans import FORM_STARTS, FORMS, load, scans
 from examples.trimodal.splits import CLASSES, SPLITS
 
@@ -27,6 +28,15 @@ PIPELINE = Path(__file__).parents[2] / "examples" / "trimodal" / "pipeline.yaml"
 needs_speech = pytest.mark.skipif(
     shutil.which("espeak-ng") is None, reason="espeak-ng is not installed: make deps-speech"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tests run in a process per core: threads that wait for a core of their own take far longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_forms_begin_where_the_copied_sequence_begins_anew() -> None:
@@ -144,6 +154,34 @@ def test_training_twice_with_one_seed_gives_the_same_weights() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_a_narrow_encoder_is_smaller_and_learns_to_answer_as_its_teacher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = pool("text", "train", size=512, faulty=False, seed=3)
+    unseen = torch.from_numpy(pool("text", "validation", size=200, faulty=False, seed=3).inputs)
+    torch.manual_seed(0)
+    teacher = ENCODERS["text"]().eval()
+    monkeypatch.setattr(models, "encoder", lambda modality: teacher)
+    narrow = compact.student("text", drawn.inputs, 100, 0)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (teacher, narrow)]
+    assert sizes[1] < 0.35 * sizes[0]
+    with torch.inference_mode():
+        expected, found = teacher(unseen), narrow(unseen)
+    assert float((found - expected).square().mean() / expected.var()) < 0.2
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.7, 1.0])
+def test_networks_of_any_width_fit_into_the_pipeline(share: float) -> None:
+    image, audio = torch.rand(2, 1, 8, 8), torch.rand(2, speech.LENGTH)
+    ids = torch.zeros(2, TEXT_LENGTH, dtype=torch.int64)
+    rows = [
+        ENCODERS[m](share).eval()(x) for m, x in zip(MODALITIES, (image, audio, ids), strict=True)
+    ]
+    found = models.Fusion(share).eval()(*rows, torch.ones(2, 3), torch.zeros(2, 3))
+    assert found["logits"].shape == (2, CLASSES)
+    assert all(torch.isfinite(values).all() for values in found.values())
+
+
 def test_without_weights_the_networks_say_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -160,10 +198,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, stage_cache: Path) -> Path:
     effort = train.Effort(1200, {"image": 12, "audio": 7, "text": 12}, 300)
     patch = pytest.MonkeyPatch()
     with patch.context() as during:
-        during.setattr(train, "WEIGHTS", folder / "weights.npz")
         during.setattr(models, "WEIGHTS", folder / "weights.npz")
         during.setenv("TRIMODAL_WEIGHTS", str(folder / "weights.npz"))
-        train.save(train.train(0, effort))
+        train.save(train.train(0, effort), models.WEIGHTS)
         models._weights.cache_clear()
         edgemp.compile(
             PIPELINE,

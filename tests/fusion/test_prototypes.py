@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgemp.errors import FusionError
-from edgemp.fusion import PrototypeHead, episode_loss
+from edgemp.fusion import GatedFusion, PrototypeHead, episode_loss
 from edgemp.runtime.prototypes import Prototypes
 
 
@@ -48,3 +48,18 @@ def test_an_episode_needs_two_classes_with_queries() -> None:
 def test_prototypes_of_another_width_are_refused() -> None:
     with pytest.raises(FusionError, match=r"\[1, 4\] and \[2, 5\]"):
         PrototypeHead()(torch.ones(1, 4), torch.ones(2, 5))
+
+
+def test_the_embedding_has_a_part_per_modality_and_nothing_of_absent_ones() -> None:
+    torch.manual_seed(0)
+    fusion = GatedFusion({"a": 4, "b": 6}, 3, 8).eval()
+    rows = [torch.randn(1, 4).expand(3, -1), torch.full((3, 6), float("nan"))]
+    rows[1][:2] = torch.randn(1, 6)
+    presence = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    with torch.inference_mode():
+        both, one, none = fusion(rows, presence)["embedding"]
+    assert both.shape == (16,)
+    torch.testing.assert_close(one[:8], both[:8] / both[:8].norm())
+    assert (one[8:] == 0).all()
+    assert (none == 0).all()  # its only modality is broken
+    assert float(both.norm()) == pytest.approx(1.0)

@@ -53,6 +53,13 @@ def test_the_export_computes_what_the_module_computes(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
+def test_the_export_holds_nothing_of_the_source(tmp_path: Path) -> None:
+    export_module(Small().eval(), X, ["y"], tmp_path / "a.onnx", "m")
+    raw = (tmp_path / "a.onnx").read_bytes()
+    for told in (__file__, "test_torch_module", "self.inner(x)", "stack_trace"):
+        assert told.encode() not in raw
+
+
 def test_a_factorys_module_is_put_into_eval_mode(factories: types.ModuleType) -> None:
     factories.make = Small
     module = build_module("user_factories:make", "m")
