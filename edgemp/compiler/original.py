@@ -235,16 +235,8 @@ def exported(
     export_module(torch_module, original.normalised(feed), outputs, path, original.where)
     model = read_onnx(path, original.where)
     path.unlink()
-    _strip(model)
     shapes = {spec.name: spec.shape for spec in graph_inputs(model, original.where)}
     return _folded(original, fix_shapes(model, shapes))
-
-
-def _strip(model: Any) -> None:
-    """Remove the exporter's stack traces, which may outweigh a small network's weights."""
-    for item in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
-        item.ClearField("metadata_props")
-        item.ClearField("doc_string")
 
 
 def _folded(original: Original, model: Any) -> Any:

@@ -104,6 +104,7 @@ def export_module(module: Any, feed: Feed, outputs: Sequence[str], path: Path, w
                 verbose=False,
             )
             _forget_source(program.model)
+            _keep_apart(program.model)
             program.save(str(path), external_data=False)
     except Exception as error:  # exporters raise many unrelated types
         first = str(error).strip().splitlines()
@@ -121,3 +122,17 @@ def _forget_source(model: Any) -> None:
                 value.metadata_props.clear()
         for value in (*graph.inputs, *graph.initializers.values()):
             value.metadata_props.clear()
+
+
+def _keep_apart(model: Any) -> None:
+    """Rename values inside the graph that are called like one of its outputs ("embedding", "relu")."""
+    taken = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    names = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name in taken and taken[value.name] is not value:
+                name = f"{value.name}_inside"
+                while name in names:
+                    name += "_"
+                names.add(name)
+                value.name = name

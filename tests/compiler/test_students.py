@@ -161,9 +161,12 @@ def test_labels_train_a_network_without_blocks_jointly(stage_cache: Path) -> Non
     )
     found = made(pipeline, Asked(1.0), StageCache(stage_cache), told)["encoder"]
     assert [s.name for s in found] == ["int8", "int8-joint"]
-    # Nothing else could be made, so all of the minute is its.
-    assert found[1].network.transforms[-1] == "int8_embeddings"
-    assert found[1].network.transforms[-2] == "quantized_distilled_0.167_min"
+    # A sixth of the minute and no seventh: what blocks could not use is left to the others.
+    assert found[1].network.transforms == (
+        "quantize_levelled",
+        "int8_embeddings",
+        "quantized_distilled_0.167_min",
+    )
     assert any("no student int8-blocks: " in note for note in told.notes)
 
 
@@ -182,7 +185,8 @@ def test_frozen_modules_train_and_layers_that_never_run_stay_as_they_are(stage_c
         for name, value in last.state_dict().items()
         if not torch.equal(value, first.state_dict()[name])
     }
-    assert "encoder.blocks.0.up.layer.weight" in moved
+    # Blocks that training made worse are left; of the others also the frozen weights moved.
+    assert any(name.endswith(".layer.weight") for name in moved)
     assert not any("unused" in name or "words" in name for name in moved)
 
 
