@@ -24,8 +24,12 @@ from edgemp.runtime.scheduler import Scheduler
 from edgemp.samples import Samples, Split, read_feeds, save_feeds
 from edgemp.tensor import Array, Feed
 
-CALIBRATION_FEEDS = 64
-HELD_OUT_FEEDS = 24
+CALIBRATION_FEEDS, HELD_OUT_FEEDS = 64, 24
+"""Feeds of one module that are kept, whatever their size."""
+MOST_CALIBRATION, MOST_HELD_OUT = 200, 400
+"""Feeds that are kept where they are small: a retrieval metric says little of two dozen sentences."""
+SMALL = 1 << 20
+"""Bytes that more than the fewest feeds may take, with their outputs."""
 
 
 @dataclass
@@ -106,9 +110,14 @@ def record(
     for name, tap in taps.items():
         if not tap.feeds:
             raise SamplesError(f"module {name}: the samples never reach it; give samples that do")
-        held_feeds = _spread([item for item in tap.feeds if item[0] in held], HELD_OUT_FEEDS)
+        room = SMALL // max(1, _bytes_of(tap.feeds[0]))
+        held_feeds = _spread(
+            [item for item in tap.feeds if item[0] in held],
+            min(max(HELD_OUT_FEEDS, room), MOST_HELD_OUT),
+        )
         calibration = _spread(
-            [item for item in tap.feeds if item[0] not in held], CALIBRATION_FEEDS
+            [item for item in tap.feeds if item[0] not in held],
+            min(max(CALIBRATION_FEEDS, room), MOST_CALIBRATION),
         )
         if not held_feeds:
             raise SamplesError(
@@ -185,6 +194,11 @@ def _result_values(
             value = scheduler.value(found.source, found.output, states[found.source])
             values[key] = value.copy() if isinstance(value, np.ndarray) else value
     return values
+
+
+def _bytes_of(item: tuple[int, Feed, Feed]) -> int:
+    """Of a module's inputs and outputs."""
+    return sum(value.nbytes for feed in item[1:] for value in feed.values())
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:

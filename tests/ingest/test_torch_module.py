@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -58,6 +59,14 @@ def test_the_export_holds_nothing_of_the_source(tmp_path: Path) -> None:
     raw = (tmp_path / "a.onnx").read_bytes()
     for told in (__file__, "test_torch_module", "self.inner(x)", "stack_trace"):
         assert told.encode() not in raw
+
+
+def test_an_output_may_be_called_like_a_value_inside(tmp_path: Path) -> None:
+    export_module(Small().eval(), X, ["tanh"], tmp_path / "a.onnx", "m")
+    onnx.checker.check_model(tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    expected = run_module(Small().eval(), X, "m")["output"]
+    np.testing.assert_allclose(session.run(["tanh"], X)[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_factorys_module_is_put_into_eval_mode(factories: types.ModuleType) -> None:
