@@ -74,7 +74,7 @@ class OpenVinoBackend(BackendDefaults):
             offered.append(Precision("int8-bf16", needs="int8"))
         if target.is_this_machine:
             # They can be timed, but not estimated yet.
-            offered.append(Precision(STORED[bf16], needs="w8"))
+            offered += [Precision(name, needs="w8") for name in STORED[: 1 + bf16]]
             offered.append(Precision(MIXED, needs=MIXED))
         for unit in target.units:
             if unit.options.get("openvino_device") in _DEVICES:
@@ -90,7 +90,8 @@ class OpenVinoBackend(BackendDefaults):
         import openvino
 
         if precision in {MIXED, *STORED}:
-            from edgemp.compress.mixed.quantize import quantize_mixed, quantize_weights
+            from edgemp.compress.mixed.quantize import quantize_mixed
+            from edgemp.compress.mixed.weights import quantize_weights
 
             transform = quantize_mixed if precision == MIXED else quantize_weights
             smaller = transform(network, folder)
