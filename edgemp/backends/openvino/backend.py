@@ -20,7 +20,8 @@ from edgemp.backends.base import (
     Simulation,
 )
 from edgemp.backends.openvino.engine import core, read
-from edgemp.backends.openvino.session import CPU, DEVICE, UNPACK, OpenVinoSession, has_device
+from edgemp.backends.openvino.session import CPU, DEVICE, OpenVinoSession, has_device
+from edgemp.backends.openvino.unpack import UNPACK
 from edgemp.errors import ToolchainMissing, UnsupportedOpError
 from edgemp.machine import this_machine
 from edgemp.network import Network
@@ -269,7 +270,7 @@ def _options(device: str, precision: str, target: Target) -> Mapping[str, Any]:
     if device != CPU:
         return {DEVICE: device, HINT: "f16"}
     if precision == MIXED:
-        return {HINT: "bf16" if _has_bf16(target) else "f32"}
+        return {HINT: "bf16" if _has_bf16(target) else "f32", UNPACK: True}
     if precision in STORED:
         return {HINT: "bf16" if precision == "bf16-w8" else "f32", UNPACK: True}
     return {HINT: _HINTS[precision]}
