@@ -33,6 +33,8 @@ RUNS = (
     ("openvino", "int8-bf16"),
     ("openvino", "fp32-w8"),
     ("openvino", "bf16-w8"),
+    ("openvino", "fp32-w4"),
+    ("openvino", "bf16-w4"),
     ("openvino", "int8-mixed"),
 )
 ERROR_GOAL, TOP1_GOAL, LATENCY_GOAL = 0.25, 1 / 3, 1.1

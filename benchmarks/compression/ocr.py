@@ -27,21 +27,21 @@ RUNS = tuple(
     ("openvino", precision)
     for precision in ("fp32", "bf16", "int8", "int8-bf16", "fp32-w8", "bf16-w8", "int8-mixed")
 )
-CALIBRATION_PAGES = 24
+CALIBRATION_PAGES = 12
 ACCURACY_GOAL, COSINE_GOAL, LATENCY_GOAL = 0.002, 0.998, 1.05
 
 Read = Callable[[Any], Mapping[str, Any]]
 
 
 def rows(quick: bool) -> list[Row]:
-    """Of both networks; 24 pages of six lines if `quick`, else 60."""
+    """Of both networks; 16 pages of six lines if `quick`, else 60."""
     from edgemp.compress.mixed.observe import outputs
 
     calibration = lettering.pages(
         CALIBRATION_PAGES, lettering.words(False), lettering.CALIBRATION_FONTS, 0
     )
     held_out = lettering.pages(
-        24 if quick else 60, lettering.words(True), lettering.HELD_OUT_FONTS, 1
+        16 if quick else 60, lettering.words(True), lettering.HELD_OUT_FONTS, 1
     )
     found = []
     original = model("recogniser")

@@ -13,7 +13,9 @@ from typing import Any
 PLAIN = ("openvino int8-bf16", "openvino int8")
 """Plain INT8 (NNCF's); the faster of them first, a CPU without bf16 has only the second."""
 
-OURS = ("openvino int8-mixed", "openvino bf16-w8", "openvino fp32-w8")
+OURS = tuple(
+    f"openvino {name}" for name in ("int8-mixed", "bf16-w8", "fp32-w8", "bf16-w4", "fp32-w4")
+)
 
 SLICE = 8
 
@@ -58,13 +60,15 @@ def timed(runs: Mapping[str, Callable[[Any], Any]], feeds: Sequence[Any], rounds
     return times
 
 
-def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Of every engine: `ms`, the median, and `ratio`, the median of paired ratios to plain INT8."""
-    plain = next(name for name in PLAIN if name in times)
+def ratios(
+    times: Mapping[str, Sequence[float]], bases: Sequence[str] = PLAIN
+) -> dict[str, dict[str, float]]:
+    """Of every engine: `ms`, the median, and `ratio`, the median of paired ratios to the first of `bases`."""
+    base = next(name for name in bases if name in times)
     return {
         name: {
             "ms": median(own),
-            "ratio": median(a / b for a, b in zip(own, times[plain], strict=True)),
+            "ratio": median(a / b for a, b in zip(own, times[base], strict=True)),
         }
         for name, own in times.items()
     }

@@ -64,10 +64,12 @@ def rounded(
         return Rounded(rounded_steps(weight, product.axis))
     scale = scales(weight, product.axis)
     # Those of a transposed convolution are several columns per output channel.
-    columns = np.repeat(scale, form.shape[0] * form.shape[2] // len(scale)).reshape(len(form), -1)
+    columns = np.repeat(scale, form.shape[0] * form.shape[2] // len(scale)).reshape(
+        len(form), 1, -1
+    )
     values = compensated(form, seen.regular(centred=shiftable), columns)
     steps = Steps(weight_of(product, values), scale)
     if not shiftable:
         return Rounded(steps)
-    lost = np.einsum("gk,gkc->gc", seen.mean, form - values * columns[:, None, :])
+    lost = np.einsum("gk,gkc->gc", seen.mean, form - values * columns)
     return Rounded(steps, lost.ravel())

@@ -45,16 +45,17 @@ def rounded_steps(weight: Array, axis: int) -> Steps:
 def compensated_steps(weight: Array, gram: Array) -> Steps:
     """`compensated` steps of one weight [k, out] on inputs whose X^T X is `gram` [k, k]."""
     scale = scales(weight, 1)
-    return Steps(compensated(weight[None], gram[None], scale[None])[0], scale)
+    return Steps(compensated(weight[None], gram[None], scale[None, None])[0], scale)
 
 
-def compensated(weights: Array, grams: Array, scale: Array) -> Array:
+def compensated(weights: Array, grams: Array, scale: Array, largest: int = 127) -> Array:
     """Steps whose rounding errors make up for each other on inputs seen before: int8 [groups, k, out].
 
     Args:
         weights: [groups, k, out], float.
         grams: float64 [groups, k, k], X^T X of the inputs, regularised.
-        scale: [groups, out], a step's size.
+        scale: a step's size, [groups, 1, out], or [groups, k, out] where it differs between inputs.
+        largest: the largest magnitude of a step.
 
     Inputs are rounded one after the other, the largest first, and each error is passed on to those that
     are left (E. Frantar et al., "GPTQ", arXiv:2210.17323).
@@ -65,15 +66,17 @@ def compensated(weights: Array, grams: Array, scale: Array) -> Array:
     # The upper factor of the inverse holds every step's remaining inverse, row by row.
     upper = np.linalg.cholesky((inverse + inverse.swapaxes(1, 2)) / 2).swapaxes(1, 2)
     left = weights[group, order].astype(np.float64)
+    each = np.broadcast_to(scale, weights.shape)
     values = np.empty(weights.shape, np.int8)
     size = order.shape[1]
     for start in range(0, size, BLOCK):
         end = min(start + BLOCK, size)
         errors = np.empty((len(order), end - start, weights.shape[2]))
         for row in range(start, end):
-            steps = np.clip(np.round(left[:, row] / scale), -127, 127)
+            step = each[group[:, 0], order[:, row]]
+            steps = np.clip(np.round(left[:, row] / step), -largest, largest)
             values[group[:, 0], order[:, row]] = steps
-            off = (left[:, row] - steps * scale) / upper[:, row, row, None]
+            off = (left[:, row] - steps * step) / upper[:, row, row, None]
             errors[:, row - start] = off
             left[:, row + 1 : end] -= upper[:, row, row + 1 : end, None] * off[:, None]
         left[:, end:] -= upper[:, start:end, end:].swapaxes(1, 2) @ errors
