@@ -18,9 +18,9 @@ from edgemp.compress.mixed.embeddings import quantize_embeddings, tables
 from edgemp.compress.mixed.inputs import Moments, key, moments
 from edgemp.compress.mixed.products import Product, initializers, quantizable
 from edgemp.compress.mixed.qdq import quantized
-from edgemp.compress.mixed.rounding import rounded_products, shifts
+from edgemp.compress.mixed.rounding import CALIBRATION, rounded_products, shifts
 from edgemp.compress.mixed.steps import compensated
-from edgemp.compress.mixed.weights import FEEDS, kept_floats
+from edgemp.compress.mixed.weights import kept_floats
 from edgemp.errors import BackendError
 from edgemp.network import Network
 from edgemp.tensor import Array
@@ -43,7 +43,7 @@ def quantize_fours(network: Network, folder: Path) -> Network:
 
     model = onnx.load(str(network.model))
     found = quantizable(model, network.name)
-    feeds = network.samples.calibration[:FEEDS]
+    feeds = network.samples.calibration[:CALIBRATION]
     fours = [p for p in found if p.op == "MatMul" and p.shape[0] % GROUP == 0]
     if not fours:
         raise BackendError(

@@ -20,7 +20,7 @@ from edgemp.compress.mixed.observe import distance, observe, outputs
 from edgemp.compress.mixed.products import Product, initializers, quantizable, sites
 from edgemp.compress.mixed.qdq import quantized
 from edgemp.compress.mixed.ranges import Range, best_range, full_range
-from edgemp.compress.mixed.rounding import Rounded, rounded_products, shifts
+from edgemp.compress.mixed.rounding import CALIBRATION, Rounded, rounded_products, shifts
 from edgemp.compress.mixed.smooth import smoothing
 from edgemp.errors import BackendError
 from edgemp.network import Network
@@ -31,9 +31,6 @@ KEPT_ERROR = 0.1
 
 RELEASED = 0.5
 """At most this share of the products' operations leaves INT8: beyond it, 16-bit floats do better."""
-
-CALIBRATION = 200
-"""Feeds that ranges and the weights' rounding are made of, at most."""
 
 FEWEST_JUDGES, JUDGEMENTS = 3, 240
 """Feeds that sensitivity is measured on, at least, and runs that it may take where that allows for more."""

@@ -14,6 +14,9 @@ from edgemp.compress.mixed.products import Product, initializers
 from edgemp.compress.mixed.steps import Steps, compensated, rounded_steps, scales
 from edgemp.tensor import Array, Feed
 
+CALIBRATION = 200
+"""Feeds that ranges and the weights' rounding are made of, at most."""
+
 
 @dataclass(frozen=True)
 class Rounded:

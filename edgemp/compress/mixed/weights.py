@@ -13,7 +13,7 @@ from edgemp.compress.mixed.embeddings import quantize_embeddings
 from edgemp.compress.mixed.inputs import inputs
 from edgemp.compress.mixed.products import Product, quantizable
 from edgemp.compress.mixed.qdq import quantized
-from edgemp.compress.mixed.rounding import rounded_products, shifts
+from edgemp.compress.mixed.rounding import CALIBRATION, rounded_products, shifts
 from edgemp.network import Network
 
 FEWEST_INPUTS = 64
@@ -21,9 +21,6 @@ FEWEST_INPUTS = 64
 
 FLOATS = 0.02
 """Share of the weights, at most, that stays floats: the file grows by as much."""
-
-FEEDS = 200
-"""Feeds that rounding is made of, at most."""
 
 
 def quantize_weights(network: Network, folder: Path) -> Network:
@@ -41,7 +38,7 @@ def quantize_weights(network: Network, folder: Path) -> Network:
     found = quantizable(model, network.name)
     floats = kept_floats(found)
     chosen = [product for product in found if product.node not in floats]
-    rounded = rounded_products(model, chosen, network.samples.calibration[:FEEDS])
+    rounded = rounded_products(model, chosen, network.samples.calibration[:CALIBRATION])
     made = quantized(model, chosen, {}, {node: item.steps for node, item in rounded.items()})
     shift(made, chosen, shifts(rounded))
     path = folder / "model.onnx"
