@@ -58,7 +58,7 @@ def rows(quick: bool) -> list[Row]:
 def model(name: str) -> Any:
     """The pipeline's module as ONNX, its pictures' pre-processing folded in: uint8 [1, h, w, 3]."""
     from edgemp.ingest.fold import fold_preprocess
-    from edgemp.ingest.onnx_file import fix_shapes, read_onnx
+    from edgemp.ingest.onnx_file import fix_shapes, raise_opset, read_onnx
     from edgemp.pipeline import Pipeline
     from examples.ar_subtitle import models
 
@@ -66,7 +66,7 @@ def model(name: str) -> Any:
     preprocess = Pipeline.from_yaml(example).modules[name].preprocess["x"]
     assert preprocess.size is not None
     path = models.recogniser() if name == "recogniser" else models.detector()
-    found = fix_shapes(read_onnx(path, name), {"x": (1, 3, *preprocess.size)})
+    found = fix_shapes(raise_opset(read_onnx(path, name), name), {"x": (1, 3, *preprocess.size)})
     return fold_preprocess(found, "x", preprocess, name)
 
 
