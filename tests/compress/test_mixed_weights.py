@@ -135,6 +135,13 @@ def test_weights_that_outputs_read_few_of_stay_floats_while_they_are_few(tmp_pat
     assert "w2" not in kinds
 
 
+def test_a_single_sample_far_from_zero_is_enough() -> None:
+    model, found = blocks(), products(blocks())
+    feeds = networks.feeds({"x": np.full((1, 1, 3, 16, 16), 1000, np.float32)})
+    rounded = rounded_products(model, found, feeds)
+    assert all(np.isfinite(shift).all() for shift in shifts(rounded).values())
+
+
 def test_an_addition_that_others_read_as_well_is_not_touched() -> None:
     from edgemp.compress.mixed.biases import biases
 

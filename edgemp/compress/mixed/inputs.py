@@ -37,10 +37,12 @@ class Moments:
     def regular(self, centred: bool) -> Array:
         """The Gram matrix, of rows less their mean if `centred`, that can be inverted."""
         gram = self.gram
+        whole = np.diagonal(gram, axis1=1, axis2=2).mean(axis=1)
         if centred:
             gram = gram - self.mean[:, :, None] * self.mean[:, None, :]
         diagonal = np.diagonal(gram, axis1=1, axis2=2).mean(axis=1)
-        ridge = np.maximum(RIDGE * diagonal, 1e-9)
+        # The second keeps it invertible where few rows, all alike, leave nothing but rounding noise.
+        ridge = np.maximum(RIDGE * diagonal, 1e-6 * whole + 1e-9)
         return np.asarray(gram + ridge[:, None, None] * np.eye(gram.shape[1]))
 
 
@@ -85,14 +87,15 @@ def moments(
     def add(source: str, value: Array) -> None:
         for name, product in wanted[source].items():
             rows = _rows(product, value, max(POSITIONS // len(feeds), 1), random)
+            rows = rows.astype(np.float64)
             part = sums.setdefault(name, [0.0, 0.0, 0])
-            part[0] += rows.sum(axis=1, dtype=np.float64)
+            part[0] += rows.sum(axis=1)
             part[1] += rows.transpose(0, 2, 1) @ rows
             part[2] += rows.shape[1]
 
     observe(model, list(wanted), feeds, add)
     return {
-        name: Moments(total / max(count, 1), np.asarray(gram, np.float64) / max(count, 1))
+        name: Moments(total / max(count, 1), gram / max(count, 1))
         for name, (total, gram, count) in sums.items()
     }
 
