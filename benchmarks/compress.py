@@ -1,13 +1,11 @@
-"""Claim: mixed INT8, and INT8 weights alone, keep a sentence encoder's answers where plain INT8 loses them.
+"""Claim: mixed INT8, and INT8 weights alone, keep a network's answers where plain INT8 loses them.
 
-    python benchmarks/compress.py [--quick] [--json FILE]
+    python benchmarks/compress.py [minilm] [ocr] [clip] [--quick] [--json FILE]
 
-MiniLM-L6 with 64 tokens, real weights. Ranges come from 200 sentences of torch's docstrings; figures are
-of 400 sentences of other packages (examples/sentences/corpus.py): the mean and the smallest cosine with
-the original's embeddings, and top-1, the share of sentences whose nearest neighbour among the other 399
-is the one that the original finds. Latency is that of one sentence on two threads, all engines in turn,
-as the median of paired ratios to plain INT8 (NNCF's, with OpenVINO's own choice of bf16 for the rest
-where the CPU has it). Rivals: NNCF PTQ, ONNX Runtime's static and dynamic INT8, bf16, fp32.
+Each case says at the top of its file in benchmarks/compression what is measured and on what; without
+names, MiniLM's. Latency is that of one sample on this machine, all engines in turn, as the median of
+paired ratios to plain INT8 (NNCF's, with OpenVINO's own choice of bf16 for the rest where the CPU has
+it).
 
 What this does not show: training (benchmarks/distill_minilm.py), other networks, other machines.
 """
@@ -16,146 +14,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
-from statistics import median
-from time import perf_counter
-from typing import Any
 
-import numpy as np
-
-LENGTH, CALIBRATION, HELD_OUT = 64, 200, 400
-RUNS = (
-    ("onnxruntime", "fp32"),
-    ("onnxruntime", "int8"),
-    ("onnxruntime", "int8-dynamic"),
-    ("openvino", "fp32"),
-    ("openvino", "bf16"),
-    ("openvino", "int8"),
-    ("openvino", "int8-bf16"),
-    ("openvino", "fp32-w8"),
-    ("openvino", "bf16-w8"),
-    ("openvino", "int8-mixed"),
-)
-OURS = ("openvino int8-mixed", "openvino bf16-w8", "openvino fp32-w8")
-PLAIN = ("openvino int8-bf16", "openvino int8")
-"""The faster of them first; a CPU without bf16 has only the second."""
-
-ERROR_GOAL, TOP1_GOAL, LATENCY_GOAL = 0.25, 1 / 3, 1.1
-SLICE = 8
-
-
-def feeds_of(texts: Sequence[str]) -> list[dict[str, Any]]:
-    from examples.ar_subtitle.functions import Tokenize
-    from examples.ar_subtitle.models import tokenizer
-
-    found = Tokenize(tokenizer=tokenizer(), length=LENGTH)(texts=list(texts))
-    return [{name: rows[i : i + 1] for name, rows in found.items()} for i in range(len(texts))]
-
-
-def minilm(folder: Path, calibration: Sequence[Any], held_out: Sequence[Any]) -> Any:
-    """The network, with what the original torch module answers."""
-    import onnx
-
-    from edgemp.ingest.onnx_file import graph_inputs, graph_outputs
-    from edgemp.ingest.torch_module import export_module, run_module
-    from edgemp.network import Network, file_digest
-    from edgemp.samples import Samples
-    from examples.ar_subtitle import models
-
-    module, path = models.minilm(), folder / "minilm.onnx"
-    export_module(module, calibration[0], ["output"], path, "minilm")
-    model = onnx.load(str(path))
-    return Network(
-        "minilm", path, graph_inputs(model, "minilm"), graph_outputs(model, "minilm"),
-        file_digest(path), Samples(tuple(calibration), tuple(held_out)),
-        tuple(run_module(module, feed, "minilm") for feed in held_out),
-    )  # fmt: skip
-
-
-def opened(network: Any, folder: Path, stack: ExitStack) -> dict[str, tuple[Any, int]]:
-    """A session of every engine and precision, and the bytes of its artifact."""
-    from edgemp.backends import load_backend
-    from edgemp.target import load_target
-
-    host = load_target("host")
-    found = {}
-    for backend, precision in RUNS:
-        engine = load_backend(backend)
-        if precision not in {p.name for p in engine.precisions(host)}:
-            continue
-        work = folder / f"{backend}-{precision}"
-        work.mkdir()
-        started = perf_counter()
-        prepared = engine.prepare(network, host, precision, work)
-        artifact = engine.compile(prepared, host, precision)
-        session = engine.open(artifact, host)
-        stack.callback(session.close)
-        found[f"{backend} {precision}"] = (session, artifact.size_bytes)
-        print(f"{backend} {precision}: {perf_counter() - started:.0f} s", file=sys.stderr)
-    return found
-
-
-def fidelity(reference: Any, found: Any) -> dict[str, float]:
-    """`reference` and `found` float32 [N, 384], rows of unit length."""
-
-    def nearest(rows: Any) -> Any:
-        near = rows @ rows.T
-        np.fill_diagonal(near, -2.0)
-        return near.argmax(axis=1)
-
-    cosines = (reference * found).sum(axis=1) / np.linalg.norm(found, axis=1)
-    return {
-        "mean": float(cosines.mean()),
-        "min": float(cosines.min()),
-        "top1": float((nearest(reference) == nearest(found)).mean()),
-    }
-
-
-def timed(runs: Mapping[str, Callable[[Any], Any]], feeds: Sequence[Any], rounds: int) -> Any:
-    """Milliseconds of every engine, in turn: one median per round."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for index in range(rounds):
-        chosen = [feeds[(index * SLICE + i) % len(feeds)] for i in range(SLICE)]
-        for name, run in runs.items():
-            taken = []
-            for feed in chosen:
-                before = perf_counter()
-                run(feed)
-                taken.append((perf_counter() - before) * 1e3)
-            times[name].append(median(taken[1:]))
-    return times
-
-
-def rows_of(found: Mapping[str, Mapping[str, float]]) -> list[Any]:
-    from benchmarks.rows import Row
-
-    plain = next(name for name in PLAIN if name in found)
-    rows = []
-    for name in (n for n in OURS if n in found):
-        for metric, label in (
-            ("mean", "mean cosine"),
-            ("min", "min cosine"),
-            ("top1", "top-1 agreement"),
-            ("mb", "MB"),
-            ("ratio", "latency / plain INT8"),
-        ):
-            rivals = {n: round(f[metric], 5) for n, f in found.items() if n not in OURS}
-            rows.append(Row(name, label, round(found[name][metric], 5), rivals=rivals))
-        for metric, label, limit in (
-            ("mean", "mean error / plain INT8's", ERROR_GOAL),
-            ("top1", "top-1 disagreement / plain INT8's", TOP1_GOAL),
-        ):
-            share = (1 - found[name][metric]) / max(1 - found[plain][metric], 1e-9)
-            rows.append(Row(name, label, round(share, 3), f"<= {limit:.2f}", share <= limit))
-        ratio = found[name]["ratio"]
-        goal = f"<= {LATENCY_GOAL}"
-        rows.append(
-            Row(name, "latency / plain INT8's", round(ratio, 3), goal, ratio <= LATENCY_GOAL)
-        )
-    return rows
+CASES = {
+    "minilm": "MiniLM-L6, 64 tokens",
+    "ocr": "PP-OCRv6, rendered text",
+    "clip": "Dual encoder of CLIP ViT-B/32's shape",
+}
 
 
 def main() -> int:
@@ -165,34 +31,20 @@ def main() -> int:
         *(p for p in sys.path if Path(p or ".").resolve() != root / "benchmarks"),
     ]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds of timing")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     args = parser.parse_args()
+    if unknown := set(args.cases) - set(CASES):
+        parser.error(f"unknown case {', '.join(sorted(unknown))}; known: {', '.join(CASES)}")
 
     from benchmarks.rows import print_table, write_rows
-    from examples.sentences.corpus import corpus
 
-    text = corpus()
-    chosen = np.random.default_rng(0).permutation(len(text.training))[:CALIBRATION]
-    calibration = feeds_of([text.training[i] for i in chosen])
-    held_out = feeds_of(text.held_out[:HELD_OUT])
-    with tempfile.TemporaryDirectory(prefix="edgemp-") as name, ExitStack() as stack:
-        network = minilm(Path(name), calibration, held_out)
-        reference = np.concatenate([answer["output"] for answer in network.reference])
-        sessions = opened(network, Path(name), stack)
-        found: dict[str, dict[str, float]] = {}
-        for label, (session, size) in sessions.items():
-            outputs = np.concatenate([session.run(feed)["output"] for feed in held_out])
-            found[label] = {**fidelity(reference, outputs), "mb": size / 1e6}
-            print(f"{label}: {found[label]}", file=sys.stderr)
-        runs = {label: session.run for label, (session, _) in sessions.items()}
-        times = timed(runs, held_out, 30 if args.quick else 120)
-    plain = next(name for name in PLAIN if name in found)
-    for label, own in times.items():
-        ratios = [a / b for a, b in zip(own, times[plain], strict=True)]
-        found[label] |= {"ms": median(own), "ratio": median(ratios)}
-    rows = rows_of(found)
-    print_table(rows, "MiniLM-L6, 64 tokens")
+    rows = []
+    for name in args.cases or ["minilm"]:
+        found = import_module(f"benchmarks.compression.{name}").rows(args.quick)
+        print_table(found, CASES[name])
+        rows += found
     if args.json:
         write_rows(args.json, rows)
     return int(any(row.holds is False for row in rows))

@@ -20,7 +20,8 @@ from edgemp.backends.base import (
     Simulation,
 )
 from edgemp.backends.openvino.engine import core, read
-from edgemp.backends.openvino.session import CPU, DEVICE, UNPACK, OpenVinoSession, has_device
+from edgemp.backends.openvino.session import CPU, DEVICE, OpenVinoSession, has_device
+from edgemp.backends.openvino.unpack import UNPACK, pack
 from edgemp.errors import ToolchainMissing, UnsupportedOpError
 from edgemp.machine import this_machine
 from edgemp.network import Network
@@ -39,6 +40,8 @@ MIXED = "int8-mixed"
 """Mixed INT8 (edgemp.compress.mixed), the rest in bf16 where the CPU has it."""
 STORED = ("fp32-w8", "bf16-w8")
 """INT8 in the file, floats from loading on."""
+FOURS = ("fp32-w4", "bf16-w4")
+"""INT4 in the file where that is for, else INT8; floats from loading on."""
 
 _BF16_ISA = {"avx512_bf16", "amx_bf16"}
 _DEVICES = ("GPU", "NPU")
@@ -75,7 +78,8 @@ class OpenVinoBackend(BackendDefaults):
             offered.append(Precision("int8-bf16", needs="int8"))
         if target.is_this_machine:
             # They can be timed, but not estimated yet.
-            offered.append(Precision(STORED[bf16], needs="w8"))
+            offered += [Precision(name, needs="w8") for name in STORED[: 1 + bf16]]
+            offered.append(Precision(FOURS[bf16], needs="w4"))
             offered.append(Precision(MIXED, needs=MIXED))
         for unit in target.units:
             if unit.options.get("openvino_device") in _DEVICES:
@@ -90,13 +94,18 @@ class OpenVinoBackend(BackendDefaults):
     def prepare(self, network: Network, target: Target, precision: str, folder: Path) -> Network:
         import openvino
 
-        if precision in {MIXED, *STORED}:
-            from edgemp.compress.mixed.quantize import quantize_mixed, quantize_weights
+        if precision in {MIXED, *STORED, *FOURS}:
+            from edgemp.compress.mixed.fours import quantize_fours
+            from edgemp.compress.mixed.quantize import quantize_mixed
+            from edgemp.compress.mixed.weights import quantize_weights
 
-            transform = quantize_mixed if precision == MIXED else quantize_weights
-            smaller = transform(network, folder)
-            path = folder / "model.xml"
-            openvino.save_model(read(smaller.model), str(path), compress_to_fp16=True)
+            four = precision in FOURS
+            transform = quantize_fours if four else quantize_weights
+            smaller = (quantize_mixed if precision == MIXED else transform)(network, folder)
+            path, made = folder / "model.xml", read(smaller.model)
+            if four:
+                pack(made)
+            openvino.save_model(made, str(path), compress_to_fp16=True)
             smaller.model.unlink()
             return replace(smaller, model=path).transformed(path, "half_weights")
         model = read(network.model)
@@ -269,9 +278,9 @@ def _options(device: str, precision: str, target: Target) -> Mapping[str, Any]:
     if device != CPU:
         return {DEVICE: device, HINT: "f16"}
     if precision == MIXED:
-        return {HINT: "bf16" if _has_bf16(target) else "f32"}
-    if precision in STORED:
-        return {HINT: "bf16" if precision == "bf16-w8" else "f32", UNPACK: True}
+        return {HINT: "bf16" if _has_bf16(target) else "f32", UNPACK: True}
+    if precision in {*STORED, *FOURS}:
+        return {HINT: "bf16" if precision.startswith("bf16") else "f32", UNPACK: True}
     return {HINT: _HINTS[precision]}
 
 

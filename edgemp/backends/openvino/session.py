@@ -13,14 +13,13 @@ import numpy as np
 
 from edgemp.backends.base import Artifact, NodePlacement, Placement
 from edgemp.backends.openvino.engine import core, load_error
+from edgemp.backends.openvino.unpack import UNPACK, unpack
 from edgemp.errors import BackendError, PlacementError
 from edgemp.tensor import Array, Feed, TensorSpec
 
 CPU = "CPU"
 DEVICE = "device"
 """The artifact's option that names the device; without it, the CPU."""
-UNPACK = "unpack_weights"
-"""The artifact's option that turns 8-bit weights into floats once, when the model is loaded."""
 MAX_XML_BYTES = 256 << 20
 """An XML holds the graph without weights; a larger one is a decompression bomb."""
 OWN_BYTES = 64 << 10
@@ -50,12 +49,7 @@ class OpenVinoSession:
         self._weights = artifact.files.get("model.bin", b"")
         model = self.model_of(artifact, engine)
         if artifact.options.get(UNPACK):
-            # The engine would else keep them in 8 bits and convert them in every run.
-            from openvino.passes import ConstantFolding, Manager
-
-            passes = Manager()
-            passes.register_pass(ConstantFolding())
-            passes.run_passes(model)
+            unpack(model)
         try:
             self._compiled = engine.compile_model(
                 model,

@@ -13,30 +13,17 @@ FEWEST_ROWS = 64
 
 
 def quantize_embeddings(model: Any) -> tuple[Any, int]:
-    """A copy whose embedding tables are int8 with a scale per row, and how many there were.
-
-    A table is a float32 initializer [rows, width] that nothing but Gather nodes read, along axis 0.
-    """
+    """A copy whose embedding tables are int8 with a scale per row, and how many there were."""
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph = made.graph
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    found = {tensor.name for tensor in tables(made)}
     kept, nodes = [], []
     for tensor in graph.initializer:
-        gathers = readers.get(tensor.name, [])
-        if (
-            tensor.data_type != TensorProto.FLOAT
-            or len(tensor.dims) != 2
-            or tensor.dims[0] < FEWEST_ROWS
-            or not gathers
-            or not all(_looks_up(node, tensor.name) for node in gathers)
-        ):
+        if tensor.name not in found:
             kept.append(tensor)
             continue
         steps = rounded_steps(numpy_helper.to_array(tensor), 0)
@@ -61,6 +48,25 @@ def quantize_embeddings(model: Any) -> tuple[Any, int]:
     for index, node in enumerate(nodes):
         graph.node.insert(index, node)
     return made, len(nodes)
+
+
+def tables(model: Any) -> list[Any]:
+    """The float32 initializers [rows, width] that nothing but Gather nodes read, along axis 0."""
+    from onnx import TensorProto
+
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+        and len(tensor.dims) == 2
+        and tensor.dims[0] >= FEWEST_ROWS
+        and readers.get(tensor.name)
+        and all(_looks_up(node, tensor.name) for node in readers[tensor.name])
+    ]
 
 
 def _looks_up(node: Any, table: str) -> bool:

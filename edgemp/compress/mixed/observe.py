@@ -40,6 +40,16 @@ def outputs(model: Any, feeds: Iterable[Feed]) -> list[dict[str, Array]]:
     return [dict(zip(names, runner.run(names, dict(feed)), strict=True)) for feed in feeds]
 
 
+def distance(reference: Sequence[Feed], found: Sequence[Feed]) -> float:
+    """Mean squared error over mean square, of all outputs of all feeds alike."""
+    shares = []
+    for expected, actual in zip(reference, found, strict=True):
+        for name, value in expected.items():
+            a, b = value.astype(np.float64), actual[name].astype(np.float64)
+            shares.append(float(((a - b) ** 2).sum() / max((a**2).sum(), 1e-30)))
+    return float(np.mean(shares))
+
+
 def observe(
     model: Any, tensors: Sequence[str], feeds: Iterable[Feed], see: Callable[[str, Array], None]
 ) -> None:

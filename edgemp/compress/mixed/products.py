@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemp.errors import BackendError
 from edgemp.tensor import Array
 
 OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
@@ -16,11 +17,25 @@ SMALLEST = 16
 
 
 @dataclass(frozen=True)
+class Windows:
+    """What a convolution multiplies: all values per axis of space.
+
+    `pads` are [before..., after...], or empty where outputs are as large as inputs (auto_pad SAME_UPPER).
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True)
 class Product:
     """One node that multiplies the activation `source` with the initializer `weight`.
 
-    `axis` is the weight's axis of output channels. `depthwise` marks a convolution whose groups have
-    one input channel each.
+    `axis` is the weight's axis of output channels; `windows` are a Conv's, None
+    for other `op`s and where they are not known.
     """
 
     node: str
@@ -30,7 +45,7 @@ class Product:
     result: str
     axis: int
     shape: tuple[int, ...]
-    depthwise: bool = False
+    windows: Windows | None = None
 
     @property
     def elements(self) -> int:
@@ -49,7 +64,6 @@ def products(model: Any) -> tuple[Product, ...]:
         shape = tuple(tensor.dims)
         if int(np.prod(shape)) < SMALLEST or tensor.data_type != 1:
             continue
-        group = _attribute(node, "group", 1)
         axis = _axis(node, len(shape))
         if axis is None:
             continue
@@ -62,7 +76,7 @@ def products(model: Any) -> tuple[Product, ...]:
                 node.output[0],
                 axis,
                 shape,
-                depthwise=node.op_type == "Conv" and group > 1 and shape[1] == 1,
+                _windows(node, shape[2:]) if node.op_type == "Conv" else None,
             )
         )
     return tuple(found)
@@ -72,10 +86,42 @@ def _attribute(node: Any, name: str, default: int) -> int:
     return next((a.i for a in node.attribute if a.name == name), default)
 
 
+def quantizable(model: Any, name: str) -> tuple[Product, ...]:
+    """`products`, of which there must be some.
+
+    Raises:
+        BackendError: if there are none; it calls the network `name`.
+    """
+    found = products(model)
+    if not found:
+        raise BackendError(
+            f"{name}: no MatMul, Gemm or Conv with constant float32 weights to quantize"
+        )
+    return found
+
+
+def _windows(node: Any, kernel: tuple[int, ...]) -> Windows | None:
+    lists = {a.name: tuple(a.ints) for a in node.attribute}
+    padding = next((a.s for a in node.attribute if a.name == "auto_pad"), b"NOTSET")
+    if padding == b"SAME_LOWER":  # rare: its weights are rounded to the nearest
+        return None
+    pads = lists.get("pads", ()) if padding == b"NOTSET" else ()
+    ones = (1,) * len(kernel)
+    return Windows(
+        kernel,
+        lists.get("strides") or ones,
+        lists.get("dilations") or ones,
+        () if padding == b"SAME_UPPER" else pads or (0,) * 2 * len(kernel),
+        _attribute(node, "group", 1),
+    )
+
+
 def _axis(node: Any, rank: int) -> int | None:
     if node.op_type == "MatMul":
         return 1 if rank == 2 else None
     if node.op_type == "Gemm":
+        if _attribute(node, "transA", 0):
+            return None
         return 0 if _attribute(node, "transB", 0) else 1
     if node.op_type == "ConvTranspose":
         # Its output channels are split over groups: one scale for all of them is what engines take.

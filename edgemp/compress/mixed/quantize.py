@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from edgemp.compress.mixed.biases import shift
 from edgemp.compress.mixed.embeddings import quantize_embeddings
-from edgemp.compress.mixed.observe import observe, outputs
-from edgemp.compress.mixed.products import Product, initializers, products, sites
+from edgemp.compress.mixed.observe import distance, observe, outputs
+from edgemp.compress.mixed.products import Product, initializers, quantizable, sites
 from edgemp.compress.mixed.qdq import quantized
 from edgemp.compress.mixed.ranges import Range, best_range, full_range
+from edgemp.compress.mixed.rounding import CALIBRATION, Rounded, rounded_products, shifts
 from edgemp.compress.mixed.smooth import smoothing
-from edgemp.compress.mixed.steps import Steps, compensated_steps, rounded_steps
 from edgemp.errors import BackendError
 from edgemp.network import Network
 from edgemp.tensor import Array, Feed
@@ -31,20 +32,11 @@ KEPT_ERROR = 0.1
 RELEASED = 0.5
 """At most this share of the products' operations leaves INT8: beyond it, 16-bit floats do better."""
 
-CALIBRATION = 200
-"""Feeds that ranges and Gram matrices are made of, at most."""
-
 FEWEST_JUDGES, JUDGEMENTS = 3, 240
 """Feeds that sensitivity is measured on, at least, and runs that it may take where that allows for more."""
 
 ROWS = 768
 """Rows that divisors are searched on."""
-
-WIDEST = 4096
-"""Inputs of a product, at most, whose rounding errors are made up for: the work grows with their cube."""
-
-RIDGE = 0.01
-"""Added to the Gram matrix's diagonal, as a share of its mean."""
 
 PIXELS = 1 << 15
 """Values kept per tensor and feed for choosing its range."""
@@ -58,38 +50,39 @@ class _Seen:
     high: Array = field(default_factory=lambda: np.zeros(1, np.float32))
     kept: list[Array] = field(default_factory=list)
     divisor: Array | None = None
-    gram: Array | None = None
-    count: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
     """How a network's products are quantized.
 
-    `ranges` and `divisors` by activation; `steps` are weights for INT8 activations and `alone` those for
-    float ones, by node. `order` is the sites, the most harmful per operation first.
+    `ranges` and `divisors` by activation; `rounded` are weights for INT8 activations and `alone` those
+    for float ones, by node. `order` is the sites, the most harmful per operation first.
     """
 
     found: tuple[Product, ...]
     ranges: Mapping[str, Range]
     divisors: Mapping[str, Array]
-    steps: Mapping[str, Steps]
-    alone: Mapping[str, Steps]
+    rounded: Mapping[str, Rounded]
+    alone: Mapping[str, Rounded]
     order: tuple[str, ...] = ()
 
     def written(self, model: Any, released: Sequence[str]) -> Any:
         """The model with all weights in INT8, and all activations but those of `released` sites."""
         inside = [s for s in self.ranges if s not in released]
-        return quantized(
+        weights = {
+            p.node: (self.alone if p.source in released else self.rounded)[p.node]
+            for p in self.found
+        }
+        made = quantized(
             model,
             self.found,
             {s: self.ranges[s] for s in inside},
-            {
-                p.node: (self.alone if p.source in released else self.steps)[p.node]
-                for p in self.found
-            },
+            {node: item.steps for node, item in weights.items()},
             {s: self.divisors[s] for s in inside if s in self.divisors},
         )
+        shift(made, self.found, shifts(weights))
+        return made
 
 
 def quantize_mixed(network: Network, folder: Path) -> Network:
@@ -106,7 +99,7 @@ def quantize_mixed(network: Network, folder: Path) -> Network:
             f"{network.name}: INT8 needs calibration samples; give at least 2 samples (one is held out)"
         )
     model = onnx.load(str(network.model))
-    found = _products(model, network.name)
+    found = quantizable(model, network.name)
     plan = planned(model, found, feeds)
     judges = max(FEWEST_JUDGES, JUDGEMENTS // len(plan.ranges))
     plan, released, left = released_sites(model, plan, feeds[:judges])
@@ -121,45 +114,6 @@ def quantize_mixed(network: Network, folder: Path) -> Network:
         float_activations=[p.node for p in found if p.source in released],
         error_left=left,
     )
-
-
-def quantize_weights(network: Network, folder: Path) -> Network:
-    """INT8 weights and embedding tables, float activations; a QDQ ONNX model a quarter of the size.
-
-    Rounding errors make up for each other on the calibration samples (`compensated_steps`); without
-    samples every weight is rounded to its nearest step.
-
-    Raises:
-        BackendError: if there is nothing to quantize.
-    """
-    import onnx
-
-    model = onnx.load(str(network.model))
-    found = _products(model, network.name)
-    grouped, weights = sites(found), initializers(model)
-    seen = {source: _Seen() for source in grouped}
-    _grams(model, grouped, seen, network.samples.calibration[:CALIBRATION])
-    steps = {}
-    for product in found:
-        gram, weight = seen[product.source].gram, weights[product.weight]
-        steps[product.node] = (
-            rounded_steps(weight, product.axis) if gram is None else compensated_steps(weight, gram)
-        )
-    path = folder / "model.onnx"
-    written, tables = quantize_embeddings(quantized(model, found, {}, steps))
-    onnx.save(written, str(path))
-    return network.transformed(
-        path, "quantize_weights", quantized_products=len(found), quantized_embeddings=tables
-    )
-
-
-def _products(model: Any, name: str) -> tuple[Product, ...]:
-    found = products(model)
-    if not found:
-        raise BackendError(
-            f"{name}: no MatMul, Gemm or Conv with constant float32 weights to quantize"
-        )
-    return found
 
 
 def planned(model: Any, found: tuple[Product, ...], feeds: Sequence[Feed]) -> Plan:
@@ -188,54 +142,17 @@ def planned(model: Any, found: tuple[Product, ...], feeds: Sequence[Feed]) -> Pl
             rows = np.concatenate(seen[source].kept)
             some = random.choice(len(rows), min(len(rows), ROWS), replace=False)
             seen[source].divisor = smoothing(rows[some], [weights[p.weight] for p in several])
-    _grams(model, grouped, seen, feeds)
     ranges = {source: _range(item) for source, item in seen.items()}
-    steps, alone = {}, {}
-    for source, several in grouped.items():
-        item = seen[source]
-        for product in several:
-            weight = weights[product.weight]
-            if item.gram is None:
-                steps[product.node] = alone[product.node] = rounded_steps(weight, product.axis)
-                continue
-            alone[product.node] = steps[product.node] = compensated_steps(weight, item.gram)
-            if item.divisor is not None:
-                d = item.divisor.astype(np.float64)
-                divided = item.gram / np.outer(d, d)
-                steps[product.node] = compensated_steps(weight * item.divisor[:, None], divided)
     divisors = {s: item.divisor for s, item in seen.items() if item.divisor is not None}
-    return Plan(found, ranges, divisors, steps, alone)
+    alone = rounded_products(model, found, feeds)
+    smoothed = [p for p in found if p.source in divisors]
+    several_ways = {**alone, **rounded_products(model, smoothed, feeds, divisors)}
+    return Plan(found, ranges, divisors, several_ways, alone)
 
 
 def _is_rows(several: Sequence[Product]) -> bool:
     """Whether a site's activations are rows of what its products multiply."""
     return all(p.op == "MatMul" or (p.op == "Gemm" and p.axis == 1) for p in several)
-
-
-def _grams(
-    model: Any,
-    grouped: Mapping[str, Sequence[Product]],
-    seen: Mapping[str, _Seen],
-    feeds: Sequence[Feed],
-) -> None:
-    """X^T X of every site of rows, regularised, into `seen`."""
-    narrow = [
-        s for s, several in grouped.items() if _is_rows(several) and several[0].shape[0] <= WIDEST
-    ]
-
-    def add(source: str, value: Array) -> None:
-        rows = value.reshape(-1, value.shape[-1]).astype(np.float64)
-        item = seen[source]
-        item.gram = rows.T @ rows if item.gram is None else item.gram + rows.T @ rows
-        item.count += len(rows)
-
-    observe(model, narrow, feeds, add)
-    for source in narrow:
-        item = seen[source]
-        if item.gram is None:  # no feeds
-            continue
-        gram = item.gram / max(item.count, 1)
-        item.gram = gram + max(RIDGE * float(np.diag(gram).mean()), 1e-9) * np.eye(len(gram))
 
 
 def _range(item: _Seen) -> Range:
@@ -271,7 +188,7 @@ def released_sites(
         if spent > RELEASED * sum(cost.values()):
             break
         allowed += 1
-    plan = Plan(plan.found, plan.ranges, plan.divisors, plan.steps, plan.alone, order)
+    plan = Plan(plan.found, plan.ranges, plan.divisors, plan.rounded, plan.alone, order)
     if error(order[:allowed]) > KEPT_ERROR * whole:
         return plan, order[:allowed], error(order[:allowed]) / whole
     low, high = 0, allowed
@@ -282,16 +199,6 @@ def released_sites(
         else:
             low = middle + 1
     return plan, order[:low], error(order[:low]) / whole
-
-
-def distance(reference: Sequence[Feed], found: Sequence[Feed]) -> float:
-    """Mean squared error over mean square, of all outputs of all feeds alike."""
-    shares = []
-    for expected, actual in zip(reference, found, strict=True):
-        for name, value in expected.items():
-            a, b = value.astype(np.float64), actual[name].astype(np.float64)
-            shares.append(float(((a - b) ** 2).sum() / max((a**2).sum(), 1e-30)))
-    return float(np.mean(shares))
 
 
 def _operations(model: Any, plan: Plan, feed: Feed) -> dict[str, float]:

@@ -43,27 +43,41 @@ def rounded_steps(weight: Array, axis: int) -> Steps:
 
 
 def compensated_steps(weight: Array, gram: Array) -> Steps:
-    """Steps of `weight` [k, out] whose rounding errors make up for each other on inputs seen before.
-
-    `gram` float64 [k, k] is X^T X of the inputs, regularised. Inputs are rounded one after the other,
-    the largest first, and each error is passed on to those that are left (E. Frantar et al., "GPTQ",
-    arXiv:2210.17323).
-    """
-    order = np.argsort(-np.diag(gram), kind="stable")
-    inverse = np.linalg.inv(gram[np.ix_(order, order)])
-    # The upper factor of the inverse holds every step's remaining inverse, row by row.
-    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
-    left = weight[order].astype(np.float64)
+    """`compensated` steps of one weight [k, out] on inputs whose X^T X is `gram` [k, k]."""
     scale = scales(weight, 1)
-    values = np.empty(weight.shape, np.int8)
-    size = len(order)
+    return Steps(compensated(weight[None], gram[None], scale[None, None])[0], scale)
+
+
+def compensated(weights: Array, grams: Array, scale: Array, largest: int = 127) -> Array:
+    """Steps whose rounding errors make up for each other on inputs seen before: int8 [groups, k, out].
+
+    Args:
+        weights: [groups, k, out], float.
+        grams: float64 [groups, k, k], X^T X of the inputs, regularised.
+        scale: a step's size, [groups, 1, out], or [groups, k, out] where it differs between inputs.
+        largest: the largest magnitude of a step.
+
+    Inputs are rounded one after the other, the largest first, and each error is passed on to those that
+    are left (E. Frantar et al., "GPTQ", arXiv:2210.17323).
+    """
+    order = np.argsort(-np.diagonal(grams, axis1=1, axis2=2), axis=1, kind="stable")
+    group = np.arange(len(order))[:, None]
+    inverse = np.linalg.inv(grams[group[:, :, None], order[:, :, None], order[:, None, :]])
+    # The upper factor of the inverse holds every step's remaining inverse, row by row.
+    upper = np.linalg.cholesky((inverse + inverse.swapaxes(1, 2)) / 2).swapaxes(1, 2)
+    left = weights[group, order].astype(np.float64)
+    each = np.broadcast_to(scale, weights.shape)
+    values = np.empty(weights.shape, np.int8)
+    size = order.shape[1]
     for start in range(0, size, BLOCK):
         end = min(start + BLOCK, size)
-        errors = np.empty((end - start, weight.shape[1]))
+        errors = np.empty((len(order), end - start, weights.shape[2]))
         for row in range(start, end):
-            steps = np.clip(np.round(left[row] / scale), -127, 127)
-            values[order[row]] = steps
-            errors[row - start] = (left[row] - steps * scale) / upper[row, row]
-            left[row + 1 : end] -= np.outer(upper[row, row + 1 : end], errors[row - start])
-        left[end:] -= upper[start:end, end:].T @ errors
-    return Steps(values, scale)
+            step = each[group[:, 0], order[:, row]]
+            steps = np.clip(np.round(left[:, row] / step), -largest, largest)
+            values[group[:, 0], order[:, row]] = steps
+            off = (left[:, row] - steps * step) / upper[:, row, row, None]
+            errors[:, row - start] = off
+            left[:, row + 1 : end] -= upper[:, row, row + 1 : end, None] * off[:, None]
+        left[:, end:] -= upper[:, start:end, end:].swapaxes(1, 2) @ errors
+    return values
