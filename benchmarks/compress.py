@@ -1,13 +1,13 @@
 """Claim: mixed INT8, and INT8 weights alone, keep a network's answers where plain INT8 loses them.
 
-    python benchmarks/compress.py [minilm] [ocr] [clip] [--quick] [--json FILE]
+    python benchmarks/compress.py [minilm] [students] [ocr] [clip] [--quick] [--minutes 30] [--json FILE]
 
 Each case says at the top of its file in benchmarks/compression what is measured and on what; without
 names, MiniLM's. Latency is that of one sample on this machine, all engines in turn, as the median of
 paired ratios to plain INT8 (NNCF's, with OpenVINO's own choice of bf16 for the rest where the CPU has
 it).
 
-What this does not show: training (benchmarks/distill_minilm.py), other networks, other machines.
+What this does not show: other networks, other machines.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 CASES = {
     "minilm": "MiniLM-L6, 64 tokens",
+    "students": "Students of MiniLM-L6",
     "ocr": "PP-OCRv6, rendered text",
     "clip": "Dual encoder of CLIP ViT-B/32's shape",
 }
@@ -33,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds of timing")
+    parser.add_argument("--minutes", type=float, help="of training, for the students")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     args = parser.parse_args()
     if unknown := set(args.cases) - set(CASES):
@@ -42,7 +44,8 @@ def main() -> int:
 
     rows = []
     for name in args.cases or ["minilm"]:
-        found = import_module(f"benchmarks.compression.{name}").rows(args.quick)
+        more = {"minutes": args.minutes} if name == "students" else {}
+        found = import_module(f"benchmarks.compression.{name}").rows(args.quick, **more)
         print_table(found, CASES[name])
         rows += found
     if args.json:

@@ -84,10 +84,11 @@ def fidelity(reference: Any, found: Any) -> dict[str, float]:
     }
 
 
-def rows_of(found: Mapping[str, Mapping[str, float]]) -> list[Any]:
+def rows_of(found: Mapping[str, Mapping[str, float]], ours: Sequence[str] = OURS) -> list[Row]:
+    """Figures of `ours` beside everybody else's, and what is left of plain INT8's error."""
     plain = next(name for name in PLAIN if name in found)
     rows = []
-    for name in (n for n in OURS if n in found):
+    for name in (n for n in ours if n in found):
         for metric, label in (
             ("mean", "mean cosine"),
             ("min", "min cosine"),
@@ -95,7 +96,7 @@ def rows_of(found: Mapping[str, Mapping[str, float]]) -> list[Any]:
             ("mb", "MB"),
             ("ratio", "latency / plain INT8"),
         ):
-            rivals = {n: round(f[metric], 5) for n, f in found.items() if n not in OURS}
+            rivals = {n: round(f[metric], 5) for n, f in found.items() if n not in ours}
             rows.append(Row(name, label, round(found[name][metric], 5), rivals=rivals))
         for metric, label, limit in (
             ("mean", "mean error / plain INT8's", ERROR_GOAL),
@@ -120,13 +121,22 @@ def rows(quick: bool) -> list[Row]:
         network = minilm(Path(name), calibration, held_out)
         reference = np.concatenate([answer["output"] for answer in network.reference])
         sessions = opened(network, RUNS, Path(name), stack)
-        found: dict[str, dict[str, float]] = {}
-        for label, (session, size) in sessions.items():
-            outputs = np.concatenate([session.run(feed)["output"] for feed in held_out])
-            found[label] = {**fidelity(reference, outputs), "mb": size / 1e6}
-            print(f"{label}: {found[label]}", file=sys.stderr)
-        runs = {label: session.run for label, (session, _) in sessions.items()}
-        times = timed(runs, held_out, 30 if quick else 120)
-    for label, latency in ratios(times).items():
+        return rows_of(measured(sessions, reference, held_out, 30 if quick else 120))
+
+
+def measured(
+    sessions: Mapping[str, tuple[Any, int]],
+    reference: Any,
+    held_out: Sequence[Any],
+    rounds: int,
+) -> dict[str, dict[str, float]]:
+    """Fidelity, size and latency of every session."""
+    found: dict[str, dict[str, float]] = {}
+    for label, (session, size) in sessions.items():
+        outputs = np.concatenate([session.run(feed)["output"] for feed in held_out])
+        found[label] = {**fidelity(reference, outputs), "mb": size / 1e6}
+        print(f"{label}: {found[label]}", file=sys.stderr)
+    runs = {label: session.run for label, (session, _) in sessions.items()}
+    for label, latency in ratios(timed(runs, held_out, rounds)).items():
         found[label] |= latency
-    return rows_of(found)
+    return found
