@@ -64,7 +64,9 @@ def made(minutes: float) -> tuple[Any, list[Any]]:
 
 def rows(quick: bool, minutes: float | None = None) -> list[Row]:
     """All figures; `minutes` of training in all."""
-    network, found = made(minutes or (QUICK_MINUTES if quick else MINUTES))
+    if minutes is None:
+        minutes = QUICK_MINUTES if quick else MINUTES
+    network, found = made(minutes)
     held_out = list(network.samples.held_out)
     reference = np.concatenate([answer["output"] for answer in network.reference])
     with tempfile.TemporaryDirectory(prefix="edgemp-") as name, ExitStack() as stack:
