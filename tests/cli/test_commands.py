@@ -235,8 +235,8 @@ def test_compile_exits_with_1_and_writes_nothing_when_nothing_holds(
         *("--backend", "onnxruntime", "--precision", "fp32"),
     ]
     text = said(cli(*asked, "--budget-latency", "1us", "--budget-size", "1MB"), 1)
-    assert "closest:" in text
-    assert "onnxruntime fp32" in text
+    assert "in the way stand:" in text
+    assert "smallest that holds: onnxruntime fp32" in text
     error = document(cli(*asked, "--budget-size", "10", "--json"), 1)["error"]
     assert error["kind"] == "BudgetError"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.edgemp"]

@@ -105,7 +105,7 @@ def test_the_record_has_what_the_issue_asks_for_and_is_json(
     module = record["modules"]["network"]
     assert record["target"] == "host"
     assert record["bundle"] == str(tmp_path / "m.edgemp")
-    assert set(module["chosen"]) == {"backend", "precision", "transforms", "threads"}
+    assert set(module["chosen"]) == {*("student", "backend", "precision", "transforms", "threads")}
     assert set(module["latency_ms"]) == {"p50", "p99"}
     assert {"cosine_min", "max_rel_error"} <= set(module["fidelity"])
     assert module["size_bytes"] > 0

@@ -19,7 +19,6 @@ from edgemp.compress.mixed.products import initializers, products
 from edgemp.compress.mixed.qdq import quantized
 from edgemp.compress.mixed.rounding import rounded_products, shifts
 from edgemp.compress.mixed.weights import kept_floats, quantize_weights
-from edgemp.errors import BackendError
 from edgemp.fidelity import cosine
 from edgemp.samples import Samples
 from edgemp.target import load_target
@@ -224,12 +223,15 @@ def test_a_four_bit_file_is_an_eighth_and_openvino_reads_it_nearly_the_same(
     session.close()
 
 
-def test_a_network_without_products_for_four_bits_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_network_without_products_for_four_bits_is_stored_in_eight(tmp_path: Path) -> None:
     made = networks.network(
         networks.conv_model(), {"x": networks.samples(4, (1, 3, 16, 16))}, tmp_path / "network"
     )
-    with pytest.raises(BackendError, match="tiny: no matrix products whose inputs"):
-        quantize_fours(made, tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    fours, eights = quantize_fours(made, tmp_path / "a"), quantize_weights(made, tmp_path / "b")
+    assert fours.transforms == eights.transforms == ("quantize_weights",)
+    assert fours.model.read_bytes() == eights.model.read_bytes()
 
 
 def test_without_samples_weights_are_rounded_to_their_nearest_steps(tmp_path: Path) -> None:

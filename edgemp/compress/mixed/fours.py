@@ -20,8 +20,7 @@ from edgemp.compress.mixed.products import Product, initializers, quantizable
 from edgemp.compress.mixed.qdq import quantized
 from edgemp.compress.mixed.rounding import CALIBRATION, rounded_products, shifts
 from edgemp.compress.mixed.steps import compensated
-from edgemp.compress.mixed.weights import kept_floats
-from edgemp.errors import BackendError
+from edgemp.compress.mixed.weights import kept_floats, quantize_weights
 from edgemp.network import Network
 from edgemp.tensor import Array
 
@@ -36,8 +35,10 @@ SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 def quantize_fours(network: Network, folder: Path) -> Network:
     """INT4 weights of matrix products and embedding tables, float activations.
 
+    A network without a product that 4 bits are for is stored in 8 bits (`quantize_weights`).
+
     Raises:
-        BackendError: if there is nothing that 4 bits are for.
+        BackendError: if there is nothing to quantize.
     """
     import onnx
 
@@ -46,9 +47,7 @@ def quantize_fours(network: Network, folder: Path) -> Network:
     feeds = network.samples.calibration[:CALIBRATION]
     fours = [p for p in found if p.op == "MatMul" and p.shape[0] % GROUP == 0]
     if not fours:
-        raise BackendError(
-            f"{network.name}: no matrix products whose inputs are a multiple of {GROUP}"
-        )
+        return quantize_weights(network, folder)
     floats = kept_floats(found)
     eights = [p for p in found if p not in fours and p.node not in floats]
     rounded = rounded_products(model, eights, feeds)
