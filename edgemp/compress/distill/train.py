@@ -91,6 +91,18 @@ def distill(
             return run.all(folder)
 
 
+def steps_within(seconds: float, each: float, judging: float) -> int:
+    """Steps of `each` seconds that fit beside their validations of `judging` seconds, at least one.
+
+    There are twenty validations and one before the first step, or fewer where they would come more often
+    than every `FEWEST` steps.
+    """
+    steps = int((seconds - 21 * judging) / each)
+    if steps >= 20 * FEWEST:
+        return steps
+    return max(1, int((seconds - judging) / (each + judging / FEWEST)))
+
+
 class _Run:
     """One call of `distill`."""
 
@@ -109,6 +121,9 @@ class _Run:
         self.world, self.report = everyone, report
         count, size = len(feed.dataset), recipe.batch_size
         training, self.validation = split(count, recipe.validation, recipe.seed)
+        if lengths is not None and len(lengths) == count:
+            # Batches of similar lengths carry less padding, here as in training.
+            self.validation.sort(key=lambda index: lengths[index])
         if size % everyone.size or len(training) < everyone.size:
             raise CompressError(
                 f"batch_size {size} of {len(training)} training samples cannot be shared by "
@@ -300,8 +315,8 @@ class _Run:
         self.state.restore(before)
         self.state.parts = parts
         assert self.recipe.minutes is not None
-        seconds = 60.0 * self.recipe.minutes * RESERVE - 21 * judging
-        steps = max(1, int(self.world.maximum(-seconds / each) * -1))
+        steps = steps_within(60.0 * self.recipe.minutes * RESERVE, each, judging)
+        steps = int(-self.world.maximum(-float(steps)))
         self.files.decide("steps", steps)
         return steps
 

@@ -15,7 +15,7 @@ from edgemp.compress.distill import gradients
 from edgemp.compress.distill.outputs import Recorded, record
 from edgemp.compress.distill.recipe import Outcome, Progress, Recipe
 from edgemp.compress.distill.samples import Order, concatenate
-from edgemp.compress.distill.train import distill
+from edgemp.compress.distill.train import FEWEST, distill, steps_within
 from edgemp.compress.fake_quant import calibrate, fake_quantize, freeze
 from edgemp.compress.layer_quant import Scheme
 from edgemp.errors import CompressError, DivergedError
@@ -91,6 +91,18 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights_bit_for_bit(tmp_pat
     assert killed["notes"] == ["resumed at step 20", "resumed at step 40"]
     for name, weight in whole["weights"].items():
         assert torch.equal(weight, killed["weights"][name]), name
+
+
+@pytest.mark.parametrize("seconds", [10.0, 60.0, 163.0, 600.0])
+@pytest.mark.parametrize(("each", "judging"), [(1.0, 8.0), (0.01, 0.5), (2.0, 0.1)])
+def test_minutes_are_for_steps_and_not_for_looking(
+    seconds: float, each: float, judging: float
+) -> None:
+    steps = steps_within(seconds, each, judging)
+    looks = 1 + steps // max(min(FEWEST, steps), steps // 20)
+    assert steps == 1 or steps * each + (looks - 1) * judging <= seconds
+    # As many as if they looked every `FEWEST` steps to the end, or more.
+    assert steps + 1 >= (seconds - judging) / (each + judging / FEWEST)
 
 
 def test_minutes_become_steps_once_and_an_interrupted_run_keeps_them(tmp_path: Path) -> None:
