@@ -35,14 +35,16 @@ def rounded_products(
     found: Sequence[Product],
     feeds: Sequence[Feed],
     divisors: Mapping[str, Array] | None = None,
+    shifted: bool = True,
 ) -> dict[str, Rounded]:
     """Every product's weight, by node, for the inputs that `feeds` show.
 
+    With `shifted`, constants behind the products make up for what outputs move by on average.
     Inputs called in `divisors` (float32 per channel of rows) are divided by them, and weights multiplied,
     before.
     """
     weights, seen = initializers(model), moments(model, found, feeds)
-    shiftable = biases(model, found)
+    shiftable = biases(model, found) if shifted else {}
     made = {}
     for product in found:
         weight, inputs = weights[product.weight], seen.get(key(product))
