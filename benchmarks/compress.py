@@ -23,6 +23,8 @@ CASES = {
     "ocr": "PP-OCRv6, rendered text",
     "clip": "Dual encoder of CLIP ViT-B/32's shape",
 }
+TRAINED = ("students", "ocr")
+"""Cases that `--minutes` is for."""
 
 
 def main() -> int:
@@ -44,7 +46,7 @@ def main() -> int:
 
     rows = []
     for name in args.cases or ["minilm"]:
-        more = {"minutes": args.minutes} if name == "students" else {}
+        more = {"minutes": args.minutes} if name in TRAINED else {}
         found = import_module(f"benchmarks.compression.{name}").rows(args.quick, **more)
         print_table(found, CASES[name])
         rows += found

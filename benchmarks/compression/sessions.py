@@ -20,6 +20,19 @@ OURS = tuple(
 SLICE = 8
 
 
+class Told:
+    """Progress on stderr, without bars."""
+
+    def stage(self, name: str, total: int) -> None:
+        print(name, file=sys.stderr)
+
+    def advance(self, item: str) -> None:
+        print(f"  {item}", file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        print(f"  {text}", file=sys.stderr, flush=True)
+
+
 def opened(
     network: Any, runs: Sequence[tuple[str, str]], folder: Path, stack: ExitStack
 ) -> dict[str, tuple[Any, int]]:

@@ -9,7 +9,6 @@ against a goal of its own. Rivals: the same network in NNCF's plain INT8, mixed 
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compression.minilm import measured, rows_of
-from benchmarks.compression.sessions import opened
+from benchmarks.compression.sessions import Told, opened
 from benchmarks.rows import Row
 
 MINUTES, QUICK_MINUTES = 30.0, 1.0
@@ -28,19 +27,6 @@ AS_THEY_ARE = (("openvino", "bf16"),)
 IN_FLOAT = (("openvino", "int8-bf16"), ("openvino", "bf16-w8"))
 SPEED_GOAL, TOP1_GOAL = 1 / 1.8, 0.85
 """Of a student of half the depth, against plain INT8."""
-
-
-class Told:
-    """Progress on stderr, without bars."""
-
-    def stage(self, name: str, total: int) -> None:
-        print(name, file=sys.stderr)
-
-    def advance(self, item: str) -> None:
-        print(f"  {item}", file=sys.stderr)
-
-    def note(self, text: str) -> None:
-        print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def made(minutes: float) -> tuple[Any, list[Any]]:

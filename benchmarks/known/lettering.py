@@ -59,6 +59,20 @@ def words(held_out: bool) -> tuple[str, ...]:
     return tuple(w for w in found if (zlib.crc32(w.lower().encode()) % 2 == 0) == held_out)
 
 
+def training_lines() -> list[dict[str, Any]]:
+    """Training samples of a recogniser: lines of calibration's words and fonts, on pages of their own."""
+    return [{"x": crop(page, line)[None]} for page in training(300) for line in page.lines]
+
+
+def training_pages() -> list[dict[str, Any]]:
+    """Training samples of a detector."""
+    return [{"x": page.pixels[None]} for page in training(150)]
+
+
+def training(count: int) -> list[Page]:
+    return pages(count, words(False), CALIBRATION_FONTS, seed=2)
+
+
 def crop(page: Page, line: Line) -> Any:
     """The line upright, as the recogniser takes it: uint8 [48, 320, 3]."""
     from examples.ar_subtitle.functions import CROP_HEIGHT, CROP_WIDTH, PAD, _straighten

@@ -33,6 +33,9 @@ from edgemp.tensor import Array, Feed, TensorSpec
 EXPORT_TOLERANCE = 1e-3
 """Largest relative difference allowed between a torch module and its own ONNX export."""
 
+CHECKED = 4
+"""Held-out samples on which an ONNX file's torch twin and exports are compared with the original."""
+
 
 class Original:
     """One original network, fed as its candidates will be: pixels where pre-processing is folded."""
@@ -223,6 +226,22 @@ def ingest(
     return network
 
 
+def trained_form(original: Original, network: Network) -> Any:
+    """The network as a torch module to train: the user's own, or an ONNX file's twin that answers alike.
+
+    Raises:
+        UnsupportedModuleError: if an ONNX file has no such twin.
+    """
+    if original.torch_module is not None:
+        return original.torch_module
+    from edgemp.ingest.trainable import check_alike, trainable
+
+    module = trainable(original.model)
+    feeds = [original.normalised(feed) for feed in network.samples.held_out[:CHECKED]]
+    check_alike(module, feeds, network.reference, original.where)
+    return module
+
+
 def exported(
     original: Original, torch_module: Any, feed: Feed, outputs: Sequence[str], folder: Path
 ) -> Any:
@@ -311,7 +330,7 @@ def _bytes() -> Any:
 
 def _check_export(network: Network, where: str) -> None:
     names = [spec.name for spec in network.outputs]
-    feeds = network.samples.held_out[:4]
+    feeds = network.samples.held_out[:CHECKED]
     for found, expected in zip(
         outputs_of(network.model, names, feeds, where), network.reference, strict=False
     ):

@@ -231,5 +231,7 @@ def _described(route: Route, minutes: float) -> str:
         return f"{route.work}_{route.share:.0%}_distilled_{minutes:.3g}_min"
     if route.work == "quantize":
         return "quantize_levelled"
+    if route.work == "release":
+        return f"layers_of_{route.share:.0%}_in_floats"
     kind = "blockwise" if route.work == "blocks" else "quantized_distilled"
     return f"{kind}_{minutes:.3g}_min"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgemp.compiler.cache import StageCache
-from edgemp.compiler.original import Original
+from edgemp.compiler.original import Original, trained_form
 from edgemp.compiler.progress import Progress
 from edgemp.compiler.student_line import Line, Student
 from edgemp.errors import CompressError, DivergedError, NetworkError, UnsupportedModuleError
@@ -77,10 +77,10 @@ def students(
     minutes = _minutes(originals, asked)
     plans: dict[str, _Plan] = {}
     for name, original in originals.items():
-        if original.torch_module is None:
-            tell(f"{name}: an ONNX file cannot be trained; its students are left out")
-            continue
         wishes = asked.of(name, original.module.compress)
+        if original.torch_module is None and (wishes.data is None or minutes == 0):
+            tell(f"{name}: an ONNX file without training data (--data {name}=...) has no students")
+            continue
         try:
             making = _making(original, networks[name], wishes, minutes > 0, seed)
         except UnsupportedModuleError as error:
@@ -135,19 +135,15 @@ def _minutes(originals: Mapping[str, Original], asked: Asked) -> float:
             raise CompressError(
                 f"--data {name}=...: there is no module {name!r}; modules: {', '.join(originals)}"
             )
-        if originals[name].torch_module is None:
-            raise CompressError(
-                f"--data {name}=...: {name} is an ONNX file, which cannot be trained; give the module as "
-                "module:factory of a torch module"
-            )
-    trainable = [name for name, original in originals.items() if original.torch_module is not None]
-    have = any(asked.of(name, originals[name].module.compress).data for name in trainable)
+    have = any(
+        asked.of(name, original.module.compress).data for name, original in originals.items()
+    )
     if asked.minutes is None:
         return MINUTES if have else 0.0
-    if asked.minutes > 0 and trainable and not have:
+    if asked.minutes > 0 and not have:
         raise CompressError(
             f"{asked.minutes:g} minutes of training, but no module has training data: give compress: data: "
-            f"in the description, or --data MODULE=..., for {' or '.join(trainable)}"
+            f"in the description, or --data MODULE=..., for {' or '.join(originals)}"
         )
     return asked.minutes
 
@@ -180,7 +176,7 @@ def _making(
             f"module {original.name}: students need calibration samples or training data; give at least 2 "
             "samples (one is held out)"
         )
-    teacher = thawed(original.torch_module)
+    teacher = thawed(trained_form(original, network))
     check_joins(teacher, calibration if data is None else [data.inputs(0), data.inputs(1)])
     join = Joining() if data is None else joining(teacher, data, wishes.mask)
     return Making(teacher, calibration, data, wishes, join, seed)

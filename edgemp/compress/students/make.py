@@ -10,18 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgemp.bundle.atomic import replace_file
 from edgemp.compress.bias_correction import correct_biases
-from edgemp.compress.blocks import find_blocks, recorded
+from edgemp.compress.blocks import calls_of, find_blocks, recorded
 from edgemp.compress.distill.blockwise import BlockReport, Settings, reconstruct
 from edgemp.compress.distill.outputs import named
 from edgemp.compress.distill.recipe import Recipe, Report
 from edgemp.compress.distill.train import distill
-from edgemp.compress.fake_quant import calibrate, fake_quantize, quantizable
+from edgemp.compress.fake_quant import (
+    LAYERS,
+    FakeQuantized,
+    calibrate,
+    fake_quantize,
+    quantizable,
+)
 from edgemp.compress.ranges import Method
+from edgemp.compress.release import release
 from edgemp.compress.shrink.depth import drop_layers
 from edgemp.compress.shrink.width import prune
 from edgemp.compress.smooth import smooth
@@ -31,8 +39,8 @@ from edgemp.errors import CompressError, UnsupportedModuleError
 from edgemp.machine import this_machine
 from edgemp.pipeline import Compression
 
-LAST_BLOCK = "$last"
-"""In loss terms: the last block of the student, and of the teacher."""
+LAST = "$last"
+"""In loss terms: the last block of the student and of the teacher; without blocks, the last layer."""
 
 CALIBRATION = 256
 """Samples that ranges, importance and closed-form repairs are measured on."""
@@ -40,10 +48,17 @@ CALIBRATION = 256
 REBUILT = 2048
 """Samples that block-wise reconstruction keeps in memory, at most."""
 
-REBUILT_BYTES = 1 << 29
-"""Bytes that their inputs may take; blocks' inputs and targets come on top."""
+DRAWN_BYTES = 1 << 29
+"""Bytes that drawn samples may take; blocks' inputs and targets come on top."""
+
+JUDGED = 128
+"""Samples on which the gain of every layer in floats is measured."""
 
 JOINED = 32
+
+ENDS = (FakeQuantized, *LAYERS)
+"""What counts as a layer where there are no blocks."""
+
 METHODS: tuple[Method, ...] = ("minmax", "mse")
 """Ways to choose the inputs' ranges; the one that hurts the outputs least is taken."""
 
@@ -74,8 +89,13 @@ class Making:
         return self.join([self.data[0], self.data[1]])
 
     def batches(self, count: int = CALIBRATION) -> list[dict[str, Tensor]]:
-        """`count` samples drawn under the seed: calibration feeds (half of them, if there are others)."""
+        """`count` samples drawn under the seed, fewer if they are large: calibration feeds (half of them, if
+        there are others)."""
         random = torch.Generator().manual_seed(self.seed)
+        one = self.calibration[0] if self.calibration else self.two()
+        count = min(
+            count, max(JOINED, DRAWN_BYTES // sum(np.asarray(x).nbytes for x in one.values()))
+        )
         most = count if self.data is None else count // 2
         order = torch.randperm(len(self.calibration), generator=random)[:most].tolist()
         drawn = [self.calibration[i] for i in order]
@@ -106,6 +126,8 @@ def make(
     """
     if route.work == "quantize":
         return _quantized(making, parent)
+    if route.work == "release":
+        return _released(making, route, parent, told)
     if route.work == "blocks":
         return _rebuilt(making, parent, minutes, folder, told)
     if route.work == "joint":
@@ -157,10 +179,7 @@ def _rebuilt(
     def block(found: BlockReport) -> None:
         told(f"{found.name}: error {found.before:.2g} -> {found.after:.2g} of the variance")
 
-    one = making.batches(1)[0]
-    size = sum(x.numel() * x.element_size() for x in one.values())
-    count = max(JOINED, min(REBUILT, REBUILT_BYTES // max(1, size)))
-    given = making.batches(count)
+    given = making.batches(REBUILT)
     reconstruct(student, teacher, given, settings, progress=block, folder=folder)
     return student
 
@@ -182,6 +201,25 @@ def _quantized(making: Making, parent: nn.Module) -> nn.Module:
     if best is None:
         raise UnsupportedModuleError("INT8 answers with NaN or infinity on the calibration samples")
     return best
+
+
+def _released(
+    making: Making, route: Route, parent: nn.Module, told: Callable[[str], None]
+) -> nn.Module:
+    """The layers that hurt most back in floats."""
+    given = making.batches(JUDGED)
+    expected = _answers(making.teacher, given)
+
+    def error(module: nn.Module) -> float:
+        return _distance(expected, _answers(module, given))
+
+    student, groups = release(parent, given, error, route.share)
+    for group in groups:
+        told(
+            f"{', '.join(group.layers)} in floats: error {group.gain:.2g} of the outputs' square less for "
+            f"{group.share:.1%} of the multiplications"
+        )
+    return student
 
 
 def _used(module: nn.Module, batch: Mapping[str, Tensor]) -> list[str]:
@@ -245,21 +283,19 @@ def loss_terms(making: Making, student: nn.Module) -> list[dict[str, Any]]:
     """The asked terms, `$last` resolved; by default outputs' values and directions, and the last blocks'."""
     assert making.data is not None
     batch = making.data.only_inputs(making.two())
-    ends: dict[str, str] = {}
-    for who, module in (("student", student), ("teacher", making.teacher)):
-        try:
-            ends[who] = find_blocks(module, batch)[-1]
-        except UnsupportedModuleError:
-            continue
+    ends = {
+        who: _last(module, batch)
+        for who, module in (("student", student), ("teacher", making.teacher))
+    }
     mask = {"mask": making.asked.mask} if making.asked.mask else {}
     if making.asked.loss:
         asked = [dict(term) for term in making.asked.loss]
         for term in asked:
             for who in ("student", "teacher"):
-                if term.get(who) == LAST_BLOCK:
-                    if who not in ends:
+                if term.get(who) == LAST:
+                    if not ends[who]:
                         raise CompressError(
-                            f"a loss term names {LAST_BLOCK}, but the {who} has no chain of blocks"
+                            f"a loss term names {LAST}, but the {who} has neither blocks nor layers"
                         )
                     term[who] = ends[who]
         return asked
@@ -274,9 +310,19 @@ def loss_terms(making: Making, student: nn.Module) -> list[dict[str, Any]]:
         ]
         if value.dim() == 2:
             terms.append({"term": "similarity", "name": f"similarity of {name}", **at})
-    if len(ends) == 2:
-        terms.append({"term": "features", "name": "last block", **ends, **mask})
+    if all(ends.values()):
+        terms.append({"term": "features", "name": "last features", **ends, **mask})
     return terms
+
+
+def _last(module: nn.Module, batch: Mapping[str, Tensor]) -> str:
+    """The last of a module's blocks, or of its layers where it has no blocks; "" if it has neither."""
+    try:
+        return find_blocks(module, batch)[-1]
+    except UnsupportedModuleError:
+        layers = [name for name, part in module.named_modules() if isinstance(part, ENDS)]
+    calls = calls_of(module, layers, batch)
+    return calls[-1][0] if calls else ""
 
 
 def _answers(module: nn.Module, given: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

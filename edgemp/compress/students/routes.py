@@ -8,7 +8,10 @@ from typing import Literal
 
 from edgemp.pipeline import Compression
 
-Work = Literal["depth", "width", "quantize", "blocks", "joint"]
+Work = Literal["depth", "width", "quantize", "blocks", "joint", "release"]
+
+RELEASED = (0.1, 0.3)
+"""Shares of the multiplications that go back to floats, a student each."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,12 @@ class Route:
     Attributes:
         name: of the student, as candidates and reports show it.
         work: "depth" and "width" shrink and then train in float; "quantize" is closed-form and trains
-            nothing; "blocks" and "joint" go on from a quantized parent.
+            nothing; "blocks" and "joint" go on from a quantized parent; "release" takes its most sensitive
+            layers back to floats.
         parents: the routes whose student this one starts from, the best first: the first that could be
             made is taken. "" is the module's own network.
-        share: of blocks ("depth") or of heads and channels ("width") that stay.
+        share: of blocks ("depth") or of heads and channels ("width") that stay; of multiplications that are
+            released.
         weight: its part of the minutes.
     """
 
@@ -38,7 +43,7 @@ class Route:
     @property
     def quantized(self) -> bool:
         """Whether the student's layers are integer ones."""
-        return self.work in ("quantize", "blocks", "joint")
+        return self.work in ("quantize", "blocks", "joint", "release")
 
 
 def routes(asked: Compression, trains: bool, quantizes: bool = True) -> tuple[Route, ...]:
@@ -62,16 +67,19 @@ def _quantized(parent: str, quantizes: bool, trains: bool) -> list[Route]:
         return []
     int8 = f"{parent}-int8" if parent else "int8"
     found = [Route(int8, "quantize", (parent,))]
-    if not trains:
-        return found
     if parent:
-        # A shrunk student's errors are far larger than rounding's: blocks need not be rebuilt first.
-        return [*found, Route(f"{int8}-joint", "joint", (int8,), weight=1.0)]
-    blocks = f"{int8}-blocks"
+        # A shrunk student's errors are far larger than rounding's: blocks need not be rebuilt first, and
+        # no layer goes back to floats.
+        return [*found, Route(f"{int8}-joint", "joint", (int8,), weight=1.0)] if trains else found
+    best: tuple[str, ...] = (int8,)
+    if trains:
+        blocks, joint = f"{int8}-blocks", f"{int8}-joint"
+        found.append(Route(blocks, "blocks", best, weight=1.0))
+        found.append(Route(joint, "joint", (blocks, *best), weight=1.0))
+        best = (joint, blocks, *best)
     return [
         *found,
-        Route(blocks, "blocks", (int8,), weight=1.0),
-        Route(f"{int8}-joint", "joint", (blocks, int8), weight=1.0),
+        *(Route(f"{int8}-released-{s:.0%}", "release", best, share=s) for s in RELEASED),
     ]
 
 
