@@ -126,14 +126,15 @@ class TaskBound(_Description):
 
 
 class Compression(_Description):
-    """How `edgemp compress` (and `edgemp compile --minutes`) makes students of a torch module.
+    """How `edgemp compress` (and `edgemp compile --minutes`) makes students of a module.
 
     `data` names training samples, `module:factory` for a sequence of feeds or an .npz file with one array
     per network input (first axis = samples); they are fed as the compiled network is, pixels where
     pre-processing is folded, and may carry labels besides. Without them only what needs no training is
-    tried. `loss` lists terms (docs/distillation.md); `$last` stands for the last block. `mask` names an
-    input [batch, length], 1 where a token counts. A student is made for each of `depths` (share of the
-    blocks that stay) and `widths` (share of attention heads and MLP channels that stay).
+    tried. `loss` lists terms (docs/distillation.md); `$last` stands for the last block, or the last layer
+    of a network without blocks. `mask` names an input [batch, length], 1 where a token counts. A student is
+    made for each of `depths` (share of the blocks that stay) and `widths` (share of attention heads and MLP
+    channels that stay).
     """
 
     data: str | None = None

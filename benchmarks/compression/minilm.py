@@ -4,7 +4,7 @@ Ranges come from 200 sentences of torch's docstrings; figures are of 400 sentenc
 (examples/sentences/corpus.py): the mean and the smallest cosine with the original's embeddings, and
 top-1, the share of sentences whose nearest neighbour among the other 399 is the one that the original
 finds. Latency is that of one sentence. Rivals: NNCF PTQ, ONNX Runtime's static and dynamic INT8, bf16,
-fp32.
+fp32, and those of benchmarks/compression/rivals.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compression.rivals import rivals
 from benchmarks.compression.sessions import OURS, PLAIN, opened, ratios, timed
 from benchmarks.rows import Row
 from examples.sentences.corpus import corpus
@@ -96,7 +97,9 @@ def rows_of(found: Mapping[str, Mapping[str, float]], ours: Sequence[str] = OURS
             ("mb", "MB"),
             ("ratio", "latency / plain INT8"),
         ):
-            rivals = {n: round(f[metric], 5) for n, f in found.items() if n not in ours}
+            rivals = {
+                n: round(f[metric], 5) for n, f in found.items() if n not in ours and metric in f
+            }
             rows.append(Row(name, label, round(found[name][metric], 5), rivals=rivals))
         for metric, label, limit in (
             ("mean", "mean error / plain INT8's", ERROR_GOAL),
@@ -113,6 +116,8 @@ def rows_of(found: Mapping[str, Mapping[str, float]], ours: Sequence[str] = OURS
 
 
 def rows(quick: bool) -> list[Row]:
+    from examples.ar_subtitle import models
+
     text = corpus()
     chosen = np.random.default_rng(0).permutation(len(text.training))[:CALIBRATION]
     calibration = feeds_of([text.training[i] for i in chosen])
@@ -120,12 +125,14 @@ def rows(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="edgemp-") as name, ExitStack() as stack:
         network = minilm(Path(name), calibration, held_out)
         reference = np.concatenate([answer["output"] for answer in network.reference])
-        sessions = opened(network, RUNS, Path(name), stack)
+        sessions: dict[str, tuple[Any, int | None]] = dict(opened(network, RUNS, Path(name), stack))
+        others = rivals(network, models.minilm(), Path(name))
+        sessions |= {label: (rival, rival.size) for label, rival in others.items()}
         return rows_of(measured(sessions, reference, held_out, 30 if quick else 120))
 
 
 def measured(
-    sessions: Mapping[str, tuple[Any, int]],
+    sessions: Mapping[str, tuple[Any, int | None]],
     reference: Any,
     held_out: Sequence[Any],
     rounds: int,
@@ -134,9 +141,15 @@ def measured(
     found: dict[str, dict[str, float]] = {}
     for label, (session, size) in sessions.items():
         outputs = np.concatenate([session.run(feed)["output"] for feed in held_out])
-        found[label] = {**fidelity(reference, outputs), "mb": size / 1e6}
+        found[label] = fidelity(reference, outputs)
+        if size is not None:
+            found[label]["mb"] = size / 1e6
         print(f"{label}: {found[label]}", file=sys.stderr)
-    runs = {label: session.run for label, (session, _) in sessions.items()}
+    runs = {
+        label: session.run
+        for label, (session, _) in sessions.items()
+        if getattr(session, "is_timed", True)
+    }
     for label, latency in ratios(timed(runs, held_out, rounds)).items():
         found[label] |= latency
     return found

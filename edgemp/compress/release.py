@@ -113,7 +113,7 @@ def _error_in_float(
 def _switched(parts: Sequence[FakeQuantized]) -> Iterator[None]:
     """While open, these layers round nothing."""
     for part in parts:
-        part.forward = part.in_float
+        part.forward = part.in_float  # type: ignore[method-assign]
     try:
         yield
     finally:

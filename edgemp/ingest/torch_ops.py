@@ -275,9 +275,9 @@ def _slice(
 def _split(attributes: Attributes, x: Tensor, sizes: Any = None) -> tuple[Tensor, ...]:
     axis = attributes.get("axis", 0)
     if sizes is not None:
-        return torch.split(x, whole(sizes), axis)
+        return tuple(torch.split(x, whole(sizes), axis))
     count = attributes["outputs"]
-    return torch.split(x, -(-x.shape[axis] // count), axis)
+    return tuple(torch.split(x, -(-x.shape[axis] // count), axis))
 
 
 @operator("Gather")

@@ -121,10 +121,10 @@ def check_alike(
         except NetworkError as error:
             raise UnsupportedModuleError(f"as a torch module it does not run: {error}") from error
         for name, answer in answers.items():
-            error = max_rel_error(answer, found[name])
-            if not error <= ALIKE:
+            away = max_rel_error(answer, found[name])
+            if not away <= ALIKE:
                 raise UnsupportedModuleError(
-                    f"as a torch module it answers {error:.2g} (relative) away from the ONNX file at "
+                    f"as a torch module it answers {away:.2g} (relative) away from the ONNX file at "
                     f"{name!r}, more than {ALIKE:g}"
                 )
 
@@ -159,7 +159,9 @@ class _Reading:
         used = self._used()
         weights = {n: v for n, v in self.constants.items() if n in used and self._trains(n)}
         known = {n: v for n, v in self.constants.items() if n in used and n not in weights}
-        return Trainable(self.steps, self.layers, weights, known, self.inputs, self.outputs).eval()
+        made = Trainable(self.steps, self.layers, weights, known, self.inputs, self.outputs)
+        made.eval()
+        return made
 
     def _used(self) -> set[str]:
         return {name for step in self.steps for name in step.inputs} | set(self.outputs)

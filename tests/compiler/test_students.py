@@ -275,7 +275,7 @@ def test_an_onnx_file_with_training_data_has_students(
     np.savez(tmp_path / "train.npz", x=networks.samples(40, (3, 16, 16), seed=5))
     asked = Asked(0.1, {"network": str(tmp_path / "train.npz")})
     found, notes = onnx_students(conv.model, conv.samples, asked, StageCache(stage_cache))
-    assert [student.name for student in found] [:2] == ["int8", "int8-joint"], notes
+    assert [student.name for student in found][:2] == ["int8", "int8-joint"], notes
     for student in found:
         kinds = [node.op_type for node in onnx.load(str(student.network.model)).graph.node]
         assert "QuantizeLinear" in kinds
