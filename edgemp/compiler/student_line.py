@@ -232,6 +232,6 @@ def _described(route: Route, minutes: float) -> str:
     if route.work == "quantize":
         return "quantize_levelled"
     if route.work == "release":
-        return f"layers_of_{route.share:.0%}_in_floats"
+        return f"layers_released_{route.share:.0%}"
     kind = "blockwise" if route.work == "blocks" else "quantized_distilled"
     return f"{kind}_{minutes:.3g}_min"

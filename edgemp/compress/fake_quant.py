@@ -32,6 +32,8 @@ class FakeQuantized(nn.Module):  # type: ignore[misc]
         layer: the layer itself; it keeps its float weights and trains.
         weight_quantizer: rounds the weight.
         input_quantizer: rounds the input; shared by layers that read the same tensor; None: float.
+        multiplier: float32 [in], where the input is float and levelled channels were brought back: what the
+            rounded weights of each input are multiplied by; else None.
     """
 
     def __init__(self, layer: nn.Module, scheme: Scheme, name: str) -> None:
@@ -41,20 +43,39 @@ class FakeQuantized(nn.Module):  # type: ignore[misc]
         bits = scheme.activation_bits
         device = layer.weight.device
         self.input_quantizer = ActivationQuantizer(bits, name).to(device) if bits else None
+        self.register_buffer("multiplier", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
+        return self._product(x if self.input_quantizer is None else self.input_quantizer(x))
+
+    def _product(self, x: Tensor) -> Tensor:
         weight = self.weight_quantizer(self.layer.weight)
+        if self.multiplier is not None:
+            weight = weight * self.multiplier
         if isinstance(self.layer, nn.Linear):
             return nn.functional.linear(x, weight, self.layer.bias)
         return self.layer._conv_forward(x, weight, self.layer.bias)
 
     def in_float(self, x: Tensor) -> Tensor:
         """The same without any rounding."""
-        if self.input_quantizer is not None and self.input_quantizer.shift is not None:
-            x = self.input_quantizer.smoothed(x) - self.input_quantizer.shift
-        return self.layer(x)
+        if self.multiplier is not None:
+            return nn.functional.linear(x, self.layer.weight * self.multiplier, self.layer.bias)
+        return self.layer(self._levelled(x))
+
+    def read_floats(self) -> None:
+        """Round the input no more; weights stay on their grid."""
+        quantizer, self.input_quantizer = self.input_quantizer, None
+        if quantizer is not None and quantizer.multiplier is not None:
+            self.multiplier = quantizer.multiplier.detach().clone()
+
+    def on_float(self, x: Tensor) -> Tensor:
+        """The same without rounding of the input: weights on their grid, products of floats."""
+        return self._product(self._levelled(x))
+
+    def _levelled(self, x: Tensor) -> Tensor:
+        if self.input_quantizer is None or self.input_quantizer.shift is None:
+            return x
+        return self.input_quantizer.smoothed(x) - self.input_quantizer.shift
 
 
 class Smoothed(nn.Module):  # type: ignore[misc]
@@ -148,7 +169,8 @@ def calibrate(
 def freeze(student: nn.Module) -> tuple[nn.Module, dict[str, LayerQuant]]:
     """A plain float copy whose quantized layers have weights on their grid, and the grids by layer name.
 
-    Running the result rounds weights only; the inputs' Q/DQ pairs are for whoever builds the graph.
+    Running the result rounds weights only; the inputs' Q/DQ pairs are for whoever builds the graph. A layer
+    that reads floats again, and whose input was levelled before, has no grid and no record.
 
     Raises:
         CompressError: if an input quantizer was never calibrated.
@@ -161,6 +183,11 @@ def freeze(student: nn.Module) -> tuple[nn.Module, dict[str, LayerQuant]]:
         part.weight_quantizer.eval()
         with torch.no_grad():
             part.layer.weight.copy_(part.weight_quantizer(part.layer.weight))
+            if part.multiplier is not None:
+                part.layer.weight.mul_(part.multiplier)
+        if part.multiplier is not None:  # no grid that a record could give
+            plain = swapped(plain, part, part.layer)
+            continue
         smooth = quantizer is not None and quantizer.shift is not None
         record[f"{name}.layer" if smooth else name] = _record(part)
         plain = swapped(plain, part, _smoothed(part) if smooth else part.layer)

@@ -66,6 +66,10 @@ class IntegerLayer(nn.Module):  # type: ignore[misc]
         self.register_buffer("scale", step)
         self.register_buffer("zero", torch.zeros(len(step), dtype=torch.int8))
         self.register_buffer("bias", bias)
+        multiplier = part.multiplier
+        self.register_buffer(
+            "multiplier", None if multiplier is None else multiplier.clone()[:, None]
+        )
         self.convolution = None if self.is_linear else copy.copy(layer)
         if self.convolution is not None:
             # Only its geometry is used; its own float weight must not travel along.
@@ -76,6 +80,8 @@ class IntegerLayer(nn.Module):  # type: ignore[misc]
             x = self.reads(x)
         grid: tuple[Any, ...] = (self.axis, -self.limit, self.limit, torch.int8)
         weight = _ops.dequantize_per_channel(self.weight, self.scale, self.zero, *grid)
+        if self.multiplier is not None:  # only of Linear: [in, 1]
+            weight = weight * self.multiplier
         if self.convolution is not None:
             return self.convolution._conv_forward(x, weight, self.bias)
         return x @ weight if self.bias is None else x @ weight + self.bias

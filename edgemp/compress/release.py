@@ -1,8 +1,8 @@
-"""Mixed precision by measured sensitivity: layers of a quantized network that hurt most go back to floats.
+"""Mixed precision by measured sensitivity: layers of a quantized network that hurt most read floats again.
 
-Each layer (with those that read the same tensor) is switched to floats alone, and what that takes off the
-outputs' error is measured, not predicted. Released are those that take off most per multiplication, within
-a share of all multiplications.
+Each layer (with those that read the same tensor) is switched to float inputs alone, and what that takes off
+the outputs' error is measured, not predicted. Released are those that take off most per multiplication,
+within a share of all multiplications. Weights stay on the grid on which they were trained.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemp.compress.fake_quant import FakeQuantized, fake_layers, swapped
+from edgemp.compress.fake_quant import FakeQuantized, fake_layers
 from edgemp.errors import UnsupportedModuleError
 
 
@@ -27,7 +27,7 @@ class Group:
     Attributes:
         layers: their names.
         share: of the multiplications of all quantized layers.
-        gain: by how much the error falls when they alone run in floats.
+        gain: by how much the error falls when they alone read floats.
     """
 
     layers: tuple[str, ...]
@@ -41,12 +41,12 @@ def release(
     error: Callable[[nn.Module], float],
     share: float,
 ) -> tuple[nn.Module, list[Group]]:
-    """A copy of a calibrated student in which the most sensitive layers are float ones.
+    """A copy of a calibrated student in which the most sensitive layers multiply floats.
 
     Args:
         student: what `calibrate` or training left; it is not changed.
         batches: the first one shows how often each layer multiplies.
-        error: of a network's answers; called once per group of layers.
+        error: of a network's answers; called once per group of layers that fits into the share.
         share: 0 to 1, of the quantized layers' multiplications that may run in floats.
 
     Raises:
@@ -56,6 +56,7 @@ def release(
     groups = [
         Group(names, cost, begun - _error_in_float(student, names, error))
         for names, cost in _groups(student, batches[0])
+        if cost <= share
     ]
     chosen: list[Group] = []
     left = share
@@ -72,13 +73,13 @@ def release(
 
 
 def _groups(student: nn.Module, batch: Mapping[str, Tensor]) -> list[tuple[tuple[str, ...], float]]:
-    """Names of layers that share an input quantizer, and their share of the multiplications."""
+    """Layers that share an input quantizer, and their share of the multiplications of all layers."""
     costs = _multiplications(student, batch)
     total = sum(costs.values()) or 1.0
     found: dict[int, list[str]] = {}
     for name, part in fake_layers(student):
-        shared = part if part.input_quantizer is None else part.input_quantizer
-        found.setdefault(id(shared), []).append(name)
+        if part.input_quantizer is not None:
+            found.setdefault(id(part.input_quantizer), []).append(name)
     return [(tuple(names), sum(costs[n] for n in names) / total) for names in found.values()]
 
 
@@ -111,9 +112,9 @@ def _error_in_float(
 
 @contextmanager
 def _switched(parts: Sequence[FakeQuantized]) -> Iterator[None]:
-    """While open, these layers round nothing."""
+    """While open, these layers do not round their inputs."""
     for part in parts:
-        part.forward = part.in_float  # type: ignore[method-assign]
+        part.forward = part.on_float  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -122,13 +123,8 @@ def _switched(parts: Sequence[FakeQuantized]) -> Iterator[None]:
 
 
 def _in_float(student: nn.Module, names: Sequence[str]) -> nn.Module:
-    """A copy whose named layers are plain ones again, levelled channels brought back."""
+    """A copy whose named layers do not round their inputs."""
     made = copy.deepcopy(student)
     for name in names:
-        part = made.get_submodule(name)
-        layer, quantizer = part.layer, part.input_quantizer
-        if quantizer is not None and quantizer.multiplier is not None:
-            with torch.no_grad():  # only Linear layers are levelled: [out, in]
-                layer.weight.mul_(quantizer.multiplier)
-        made = swapped(made, part, layer)
+        made.get_submodule(name).read_floats()
     return made

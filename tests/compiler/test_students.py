@@ -30,8 +30,9 @@ ALL = [
     "int8",
     "int8-blocks",
     "int8-joint",
-    "int8-released-10%",
-    "int8-released-30%",
+    "mixed",
+    "mixed-blocks",
+    "mixed-joint",
     "depth-50%",
     "depth-50%-int8",
     "depth-50%-int8-joint",
@@ -280,6 +281,25 @@ def test_an_onnx_file_with_training_data_has_students(
         kinds = [node.op_type for node in onnx.load(str(student.network.model)).graph.node]
         assert "QuantizeLinear" in kinds
         assert min(cosines(student)) > 0.98
+
+
+def test_without_blocks_the_last_layer_stands_for_them() -> None:
+    from edgemp.compress.students.data import Joining, TrainingData
+    from edgemp.compress.students.make import Making, loss_terms
+    from edgemp.ingest.trainable import trainable
+    from edgemp.tensor import TensorSpec
+
+    module = trainable(networks.conv_model())
+    feeds = [{"x": row[None]} for row in networks.samples(2, (3, 16, 16))]
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 16, 16))
+    data = TrainingData(feeds, "test", lambda feed: feed, (spec,))
+    terms = loss_terms(Making(module, feeds, data, Compression(), Joining()), module)
+    assert {
+        "term": "features",
+        "name": "last features",
+        "student": "layers.c",
+        "teacher": "layers.c",
+    } in terms
 
 
 def test_an_onnx_file_that_torch_cannot_run_says_why(

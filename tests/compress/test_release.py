@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgemp.compress.fake_quant import calibrate, fake_layers, fake_quantize
+from edgemp.compress.fake_quant import calibrate, fake_layers, fake_quantize, freeze
+from edgemp.compress.integer import integer_form
 from edgemp.compress.release import release
 from edgemp.compress.smooth import smooth
 from edgemp.errors import UnsupportedModuleError
@@ -61,8 +62,8 @@ def test_the_layer_that_hurts_is_released(batches: Any) -> None:
     begun, state = error(student), {k: v.clone() for k, v in student.state_dict().items()}
     made, groups = release(student, batches, error, 0.3)
     assert [group.layers for group in groups] == [("hurt",)]
-    assert type(made.hurt) is nn.Linear
-    assert sorted(name for name, _ in fake_layers(made)) == ["first", "left", "right"]
+    floats = [name for name, part in fake_layers(made) if part.input_quantizer is None]
+    assert floats == ["hurt"]
     assert error(made) < 0.3 * begun
     assert all(torch.equal(v, student.state_dict()[k]) for k, v in state.items()), "it was changed"
 
@@ -80,9 +81,14 @@ def test_levelled_channels_are_brought_back(batches: Any) -> None:
     student = quantized(batches, ["hurt"], leveled=True)
     assert student.hurt.input_quantizer.multiplier is not None
     made, _ = release(student, batches, error_of(batches), 1.0)
-    assert not list(fake_layers(made))
-    for batch in batches:
-        torch.testing.assert_close(made(**batch), Net()(**batch), rtol=1e-3, atol=1e-2)
+    assert made.hurt.multiplier is not None
+    plain, record = freeze(made)
+    assert type(plain.hurt) is nn.Linear
+    assert not record, "its weights lie on no grid"
+    for batch in batches:  # weights stay rounded, and "hurt" reads numbers of some hundreds
+        torch.testing.assert_close(made(**batch), Net()(**batch), rtol=0.02, atol=0.5)
+        torch.testing.assert_close(made(**batch), plain(**batch), rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(made(**batch), integer_form(made)(**batch), rtol=1e-4, atol=1e-2)
 
 
 def test_nothing_that_fits_is_said(batches: Any) -> None:

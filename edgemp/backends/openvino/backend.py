@@ -139,7 +139,7 @@ class OpenVinoBackend(BackendDefaults):
             files=_files(network),
             inputs=network.inputs,
             outputs=network.outputs,
-            options=_options(device, precision, target),
+            options=_options(device, precision, target, "student" in network.facts),
             threads=max(1, target.cores),
             engine="openvino",
             version=_version(),
@@ -177,7 +177,7 @@ class OpenVinoBackend(BackendDefaults):
                 f"not run on the {device}: neither outputs nor latency",
                 f"which operators the {device} takes: the device is asked when it finishes the bundle",
             ),
-            options=_options(device, precision, target),
+            options=_options(device, precision, target, "student" in network.facts),
             engine="openvino",
             version=_version(),
             placement=Placement(
@@ -274,13 +274,15 @@ def _device(target: Target, precision: str) -> str:
     return CPU
 
 
-def _options(device: str, precision: str, target: Target) -> Mapping[str, Any]:
+def _options(device: str, precision: str, target: Target, is_student: bool) -> Mapping[str, Any]:
     if device != CPU:
         return {DEVICE: device, HINT: "f16"}
     if precision == MIXED:
         return {HINT: "bf16" if _has_bf16(target) else "f32", UNPACK: True}
     if precision in {*STORED, *FOURS}:
         return {HINT: "bf16" if precision.startswith("bf16") else "f32", UNPACK: True}
+    if is_student:  # it may hold integer weights that multiply floats
+        return {HINT: _HINTS[precision], UNPACK: True}
     return {HINT: _HINTS[precision]}
 
 

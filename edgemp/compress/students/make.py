@@ -48,11 +48,17 @@ CALIBRATION = 256
 REBUILT = 2048
 """Samples that block-wise reconstruction keeps in memory, at most."""
 
-DRAWN_BYTES = 1 << 29
-"""Bytes that drawn samples may take; blocks' inputs and targets come on top."""
+DRAWN_BYTES, LEAST = 1 << 29, 16
+"""Bytes that drawn samples may take (blocks' inputs and targets come on top), and the fewest samples."""
 
-JUDGED = 128
-"""Samples on which the gain of every layer in floats is measured."""
+JUDGED, JUDGED_BYTES = 64, 1 << 26
+"""Samples on which the gain of every layer in floats is measured, and bytes that they may take."""
+
+FREE = 0.02
+"""Share of the multiplications that need not be integer: small layers that hurt stay in floats."""
+
+STEP = {"quantized": 1e-5, "shrunk": 3e-5, "float": 5e-4}
+"""Learning rates: of INT8 from a close parent, of INT8 from a shrunk one, of shrunk students in float."""
 
 JOINED = 32
 
@@ -88,14 +94,15 @@ class Making:
         assert self.data is not None
         return self.join([self.data[0], self.data[1]])
 
-    def batches(self, count: int = CALIBRATION) -> list[dict[str, Tensor]]:
+    def batches(
+        self, count: int = CALIBRATION, most_bytes: int = DRAWN_BYTES
+    ) -> list[dict[str, Tensor]]:
         """`count` samples drawn under the seed, fewer if they are large: calibration feeds (half of them, if
         there are others)."""
         random = torch.Generator().manual_seed(self.seed)
         one = self.calibration[0] if self.calibration else self.two()
-        count = min(
-            count, max(JOINED, DRAWN_BYTES // sum(np.asarray(x).nbytes for x in one.values()))
-        )
+        size = sum(np.asarray(x).nbytes for x in one.values())
+        count = min(count, max(LEAST, most_bytes // max(1, size)))
         most = count if self.data is None else count // 2
         order = torch.randperm(len(self.calibration), generator=random)[:most].tolist()
         drawn = [self.calibration[i] for i in order]
@@ -131,9 +138,10 @@ def make(
     if route.work == "blocks":
         return _rebuilt(making, parent, minutes, folder, told)
     if route.work == "joint":
-        return _trained(making, parent, _recipe(making, minutes, 3e-5, 0.0), folder, report)
+        step = STEP["shrunk" if route.is_shrunk else "quantized"]
+        return _trained(making, parent, _recipe(making, minutes, step, 0.0), folder, report)
     student = _shrunk(making, route, parent, folder)
-    recipe = _recipe(making, minutes, 5e-4, 0.01, "bf16" if fast_bf16() else "fp32")
+    recipe = _recipe(making, minutes, STEP["float"], 0.01, "bf16" if fast_bf16() else "fp32")
     return _trained(making, student, recipe, folder, report)
 
 
@@ -185,7 +193,8 @@ def _rebuilt(
 
 
 def _quantized(making: Making, parent: nn.Module) -> nn.Module:
-    """INT8 in closed form: channels levelled, ranges chosen, biases corrected."""
+    """INT8 in closed form: channels levelled, ranges chosen, biases corrected; small layers that hurt stay
+    in floats."""
     given = making.batches()
     expected = _answers(parent, given)
     best, least = None, math.inf
@@ -200,26 +209,32 @@ def _quantized(making: Making, parent: nn.Module) -> nn.Module:
             best, least = student, error
     if best is None:
         raise UnsupportedModuleError("INT8 answers with NaN or infinity on the calibration samples")
-    return best
+    try:
+        return release(best, *_judging(making, parent), FREE)[0]
+    except UnsupportedModuleError:  # large layers only
+        return best
 
 
 def _released(
     making: Making, route: Route, parent: nn.Module, told: Callable[[str], None]
 ) -> nn.Module:
     """The layers that hurt most back in floats."""
-    given = making.batches(JUDGED)
-    expected = _answers(making.teacher, given)
-
-    def error(module: nn.Module) -> float:
-        return _distance(expected, _answers(module, given))
-
-    student, groups = release(parent, given, error, route.share)
+    student, groups = release(parent, *_judging(making, making.teacher), route.share)
     for group in groups:
         told(
-            f"{', '.join(group.layers)} in floats: error {group.gain:.2g} of the outputs' square less for "
+            f"{', '.join(group.layers)} read floats: error {group.gain:.2g} of the outputs' square less for "
             f"{group.share:.1%} of the multiplications"
         )
     return student
+
+
+def _judging(
+    making: Making, original: nn.Module
+) -> tuple[list[dict[str, Tensor]], Callable[[nn.Module], float]]:
+    """Samples, and how far a network answers from the original on them."""
+    given = making.batches(JUDGED, JUDGED_BYTES)
+    expected = _answers(original, given)
+    return given, lambda module: _distance(expected, _answers(module, given))
 
 
 def _used(module: nn.Module, batch: Mapping[str, Tensor]) -> list[str]:

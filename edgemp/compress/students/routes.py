@@ -10,8 +10,10 @@ from edgemp.pipeline import Compression
 
 Work = Literal["depth", "width", "quantize", "blocks", "joint", "release"]
 
-RELEASED = (0.1, 0.3)
-"""Shares of the multiplications that go back to floats, a student each."""
+RELEASED = 0.3
+"""Share of the multiplications that may read floats in a mixed student."""
+
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Route:
     Attributes:
         name: of the student, as candidates and reports show it.
         work: "depth" and "width" shrink and then train in float; "quantize" is closed-form and trains
-            nothing; "blocks" and "joint" go on from a quantized parent; "release" takes its most sensitive
-            layers back to floats.
+            nothing; "blocks" and "joint" go on from a quantized parent; "release" takes the most sensitive
+            layers of an untrained one back to floats.
         parents: the routes whose student this one starts from, the best first: the first that could be
             made is taken. "" is the module's own network.
         share: of blocks ("depth") or of heads and channels ("width") that stay; of multiplications that are
@@ -39,6 +41,11 @@ class Route:
     @property
     def trains(self) -> bool:
         return self.weight > 0
+
+    @property
+    def is_shrunk(self) -> bool:
+        """Whether fewer blocks, heads or channels are left than the original has."""
+        return self.name.startswith(("depth", "width"))
 
     @property
     def quantized(self) -> bool:
@@ -71,16 +78,16 @@ def _quantized(parent: str, quantizes: bool, trains: bool) -> list[Route]:
         # A shrunk student's errors are far larger than rounding's: blocks need not be rebuilt first, and
         # no layer goes back to floats.
         return [*found, Route(f"{int8}-joint", "joint", (int8,), weight=1.0)] if trains else found
-    best: tuple[str, ...] = (int8,)
-    if trains:
-        blocks, joint = f"{int8}-blocks", f"{int8}-joint"
-        found.append(Route(blocks, "blocks", best, weight=1.0))
-        found.append(Route(joint, "joint", (blocks, *best), weight=1.0))
-        best = (joint, blocks, *best)
-    return [
-        *found,
-        *(Route(f"{int8}-released-{s:.0%}", "release", best, share=s) for s in RELEASED),
-    ]
+    for name in (int8, MIXED):
+        if name == MIXED:
+            # Before training: what follows a layer learns to make up for it, so that a trained network
+            # would lose by having it back in floats.
+            found.append(Route(MIXED, "release", (int8,), share=RELEASED))
+        if trains:
+            blocks = f"{name}-blocks"
+            found.append(Route(blocks, "blocks", (name,), weight=1.0))
+            found.append(Route(f"{name}-joint", "joint", (blocks, name), weight=1.0))
+    return found
 
 
 class Purse:
