@@ -21,6 +21,10 @@ from edgemp.target import Target
 from edgemp.tensor import Array, Feed
 
 
+FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""Integer weights that multiply floats do so in fp32: by default (4) the engine rounds the floats, too."""
+
+
 class OnnxRuntimeBackend(BackendDefaults):
     """ONNX Runtime on the CPU (https://onnxruntime.ai/docs/api/python/)."""
 
@@ -144,6 +148,7 @@ class OnnxRuntimeSession:
         options.log_severity_level = 3
         # Idle worker threads that go on spinning would steal the cores from the next module's engine.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry(*FLOAT_PRODUCTS)
         try:
             self._session = engine.InferenceSession(
                 artifact.files["model.onnx"], options, providers=["CPUExecutionProvider"]

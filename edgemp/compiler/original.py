@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgemp.backends.base import Placement
+from edgemp.backends.onnxruntime import FLOAT_PRODUCTS
 from edgemp.compiler.cache import StageCache
 from edgemp.compiler.trials import tool_versions
 from edgemp.errors import NetworkError, UnsupportedOpError
@@ -116,6 +117,7 @@ def _reference_session(path: Path, where: str) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry(*FLOAT_PRODUCTS)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the engine's exceptions share no public base class

@@ -6,8 +6,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgemp.compiler.cache import StageCache, digest
 from edgemp.compiler.original import EXPORT_TOLERANCE, Original, exported, identity, outputs_of
@@ -16,6 +19,7 @@ from edgemp.compiler.trials import feeds_digest, tool_versions
 from edgemp.errors import CheckpointError, EdgempError, NetworkError, UnsupportedModuleError
 from edgemp.fidelity import max_rel_error
 from edgemp.network import Network, file_digest
+from edgemp.tensor import Array
 
 if TYPE_CHECKING:
     from edgemp.compress.distill.recipe import Progress as Trained
@@ -25,8 +29,11 @@ if TYPE_CHECKING:
 TOLD_S = 15.0
 """Seconds between two lines about a training run."""
 
-CHECKED = 4
+CHECKED = 8
 """Held-out samples on which a student's export is compared with the student itself."""
+
+ROUNDED = 3.0
+"""How much further than the student from the original a quantized student's export may be from it."""
 
 EMBEDDINGS = "int8_embeddings"
 
@@ -180,24 +187,36 @@ class Line:
     def _check_export(self, student: Any, model: Path, route: Route) -> None:
         """The graph must answer as the student does.
 
-        Rounding makes a quantized one sensitive to the last bit of every sum, so there the graph may be
-        as far from the student as the student is from the original, but not further.
+        A float one within `EXPORT_TOLERANCE`, everywhere. Rounding makes a quantized one sensitive to the
+        last bit of every sum, and where an output tips over (one character of a line for another) it is
+        another one altogether: there most samples' graphs must be about as near to the student as the
+        student is to the original (`ROUNDED` times).
         """
         feeds = self.network.samples.held_out[:CHECKED]
         where = f"{self.original.where}, student {route.name}"
         mine = [self.original.run_with(student, feed) for feed in feeds]
         found = outputs_of(model, [spec.name for spec in self.network.outputs], feeds, where)
-        for expected, actual, original in zip(mine, found, self.network.reference, strict=False):
-            for name in expected:
-                allowed = EXPORT_TOLERANCE
-                if route.quantized:
-                    allowed = max(allowed, max_rel_error(original[name], expected[name]))
-                error = max_rel_error(expected[name], actual[name])
-                if not error <= allowed:
-                    raise NetworkError(
-                        f"{where}: the ONNX export of output {name!r} differs from the student by "
-                        f"{error:.2g} (relative), more than {allowed:.2g}"
-                    )
+        for name in [spec.name for spec in self.network.outputs]:
+            pairs = [(a[name], b[name]) for a, b in zip(mine, found, strict=True)]
+            error, allowed = max(max_rel_error(a, b) for a, b in pairs), EXPORT_TOLERANCE
+            if route.quantized and error > allowed:
+                error = median(_rms_error(a, b) for a, b in pairs)
+                lost = [
+                    _rms_error(original[name], a)
+                    for original, (a, _) in zip(self.network.reference, pairs, strict=False)
+                ]
+                allowed = max(allowed, ROUNDED * median(lost))
+            if not error <= allowed:
+                raise NetworkError(
+                    f"{where}: the ONNX export of output {name!r} differs from the student by "
+                    f"{error:.2g} (relative), more than {allowed:.2g}"
+                )
+
+
+def _rms_error(expected: Array, actual: Array) -> float:
+    """Root mean square of the difference over that of what is expected."""
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    return float(np.sqrt(np.square(a - b).mean() / max(np.square(a).mean(), 1e-30)))
 
 
 def _save(student: Any, path: Path) -> None:

@@ -68,6 +68,7 @@ def students(
         CompressError: if data is given for a module that cannot be trained, or minutes for none that has
             data; if training data or loss terms cannot be used.
     """
+    from edgemp.compress.students.make import has_blocks
     from edgemp.compress.students.routes import Purse, routes
 
     def tell(text: str) -> None:
@@ -86,7 +87,10 @@ def students(
         except UnsupportedModuleError as error:
             tell(f"{name}: no students: {error}")
             continue
-        plans[name] = _Plan(making, routes(wishes, making.data is not None, quantizes))
+        blocks = has_blocks(making)
+        if not blocks and making.data is not None:
+            tell(f"{name}: no chain of blocks: no student that needs one (*-blocks, depth-*)")
+        plans[name] = _Plan(making, routes(wishes, making.data is not None, quantizes, blocks))
         if not quantizes:
             tell(f"{name}: no quantized students: no engine that is offered takes them")
         if wishes.data is None:

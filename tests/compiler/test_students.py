@@ -96,9 +96,9 @@ def test_every_route_makes_a_network_that_answers_like_the_original(stage_cache:
     cache = StageCache(stage_cache)
     found = made(speller.pipeline(), Asked(1.0), cache)["encoder"]
     assert [s.name for s in found] == ALL
-    assert [s.twin is not None for s in found] == [True, True, True, False, True, True]
-    assert found[4].twin == found[3].network
+    assert [s.name for s in found if s.twin is None] == ["depth-50%"]
     by_name = {s.name: s for s in found}
+    assert by_name["depth-50%-int8"].twin == by_name["depth-50%"].network
     assert min(cosines(by_name["int8"])) > 0.998
     assert min(cosines(by_name["int8-joint"])) > 0.998
     assert min(cosines(by_name["depth-50%"])) > 0.8
@@ -139,7 +139,7 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_students(
 def test_without_training_data_only_what_needs_none_is_made(stage_cache: Path) -> None:
     told = Loud()
     found = made(speller.pipeline(data=None), Asked(), StageCache(stage_cache), told)
-    assert [s.name for s in found["encoder"]] == ["int8"]
+    assert [s.name for s in found["encoder"]] == ["int8", "mixed"]
     assert any("no training data" in note for note in told.notes)
 
 
@@ -166,14 +166,14 @@ def test_labels_train_a_network_without_blocks_jointly(stage_cache: Path) -> Non
         loss=[{"term": "cosine"}, {"term": "labels", "weight": 0.1}],
     )
     found = made(pipeline, Asked(1.0), StageCache(stage_cache), told)["encoder"]
-    assert [s.name for s in found] == ["int8", "int8-joint"]
+    assert [s.name for s in found] == ["int8", "int8-joint", "mixed", "mixed-joint"]
     # A sixth of the minute and no seventh: what blocks could not use is left to the others.
     assert found[1].network.transforms == (
         "quantize_levelled",
         "int8_embeddings",
-        "quantized_distilled_0.167_min",
+        "quantized_distilled_0.5_min",
     )
-    assert any("no student int8-blocks: " in note for note in told.notes)
+    assert any("no chain of blocks: no student that needs one" in note for note in told.notes)
 
 
 @pytest.mark.usefixtures("few_steps")

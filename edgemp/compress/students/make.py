@@ -145,6 +145,14 @@ def make(
     return _trained(making, student, recipe, folder, report)
 
 
+def has_blocks(making: Making) -> bool:
+    """Whether the network has a chain of blocks."""
+    try:
+        return bool(find_blocks(making.teacher, making.batches(1)[0]))
+    except UnsupportedModuleError:
+        return False
+
+
 def thawed(module: nn.Module) -> nn.Module:
     """A copy of which everything trains that a student may change: all parameters but embedding tables.
 

@@ -53,22 +53,28 @@ class Route:
         return self.work in ("quantize", "blocks", "joint", "release")
 
 
-def routes(asked: Compression, trains: bool, quantizes: bool = True) -> tuple[Route, ...]:
-    """The routes of one module, parents first; without training data only what needs none."""
-    found = _quantized("", quantizes, trains)
-    if trains:
+def routes(
+    asked: Compression, trains: bool, quantizes: bool = True, has_blocks: bool = True
+) -> tuple[Route, ...]:
+    """The routes of one module, parents first; without training data only what needs none.
+
+    Without a chain of blocks there is nothing to rebuild block by block, and no depth.
+    """
+    found = _quantized("", quantizes, trains, has_blocks)
+    if trains and has_blocks:
         for share in asked.depths:
             name = f"depth-{share:.0%}"
             found.append(Route(name, "depth", share=share, weight=4.0))
-            found += _quantized(name, quantizes, trains)
+            found += _quantized(name, quantizes, trains, has_blocks)
+    if trains:
         for share in asked.widths:
             name = f"width-{share:.0%}"
             found.append(Route(name, "width", share=share, weight=4.0))
-            found += _quantized(name, quantizes, trains)
+            found += _quantized(name, quantizes, trains, has_blocks)
     return tuple(found)
 
 
-def _quantized(parent: str, quantizes: bool, trains: bool) -> list[Route]:
+def _quantized(parent: str, quantizes: bool, trains: bool, has_blocks: bool) -> list[Route]:
     """INT8 in closed form, and what trains on top of it."""
     if not quantizes:
         return []
@@ -85,7 +91,8 @@ def _quantized(parent: str, quantizes: bool, trains: bool) -> list[Route]:
             found.append(Route(MIXED, "release", (int8,), share=RELEASED))
         if trains:
             blocks = f"{name}-blocks"
-            found.append(Route(blocks, "blocks", (name,), weight=1.0))
+            if has_blocks:
+                found.append(Route(blocks, "blocks", (name,), weight=1.0))
             found.append(Route(f"{name}-joint", "joint", (blocks, name), weight=1.0))
     return found
 
