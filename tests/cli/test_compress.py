@@ -34,7 +34,7 @@ def test_the_front_is_printed_and_a_bundle_written_if_asked_for(cli: Cli, descri
     document = json.loads(ran.stdout)
     assert document["front"]
     tried = {(t["student"], t["precision"]) for t in document["modules"]["encoder"]}
-    assert tried == {("", "fp32"), ("", "int8-dynamic"), ("int8", "fp32")}
+    assert tried == {("", "fp32"), ("", "int8-dynamic"), ("int8", "fp32"), ("mixed", "fp32")}
     assert document["chosen"].keys() == {"encoder"}
     assert (described.parent / "small.edgemp").exists()
     again = cli(*options(described))

@@ -19,6 +19,14 @@ from tests.processes import alive, wait_until
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
+@pytest.fixture(autouse=True)
+def _minds_ctrl_c() -> Iterator[None]:
+    """Children inherit that Ctrl-C is ignored where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def start(environment: dict[str, str], conv: Given, tmp_path: Path) -> Iterator[Start]:
     """Starts `edgemp compile` of the conv network in fp32 in the background."""

@@ -16,6 +16,8 @@ from edgemp.estimate.operators import VECTOR_CLASSES, Matrix
 from edgemp.target import load_target
 from tests.estimate.graphs import network, one
 
+TRIES = 4
+
 
 @pytest.mark.parametrize(("peak", "m", "both"), [(1e9, 0, 1), (3e11, 8, 0), (1e13, 256, 16)])
 def test_the_fit_predicts_the_times_it_was_made_from(peak: float, m: float, both: float) -> None:
@@ -125,11 +127,18 @@ def few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_graphs")
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_an_engine_is_measured_once_per_machine(backend: str, tmp_path: Path) -> None:
-    cache, host = StageCache(tmp_path / "cache"), load_target("host")
+    host = load_target("host")
     some = network(one("Relu", [(64, 64)]), tmp_path)
-    first = roofline(some, host, "fp32", "CPU", backend, cache)
+    for attempt in range(TRIES):  # the other tests' process keeps the machine busy
+        cache = StageCache(tmp_path / f"cache{attempt}")
+        try:
+            first = roofline(some, host, "fp32", "CPU", backend, cache)
+            break
+        except BackendError as error:
+            if "too busy" not in str(error) or attempt == TRIES - 1:
+                raise
     assert cache.use["ceilings"].computed == 2
-    again = StageCache(tmp_path / "cache")
+    again = StageCache(cache.root)
     assert roofline(some, host, "fp32", "CPU", backend, again) == first
     assert again.use["ceilings"].computed == 0
     assert first.basis == "measured"
