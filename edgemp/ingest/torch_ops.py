@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -105,20 +106,8 @@ def _div(attributes: Attributes, a: Tensor, b: Tensor) -> Tensor:
     return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
 
 
-@operator("Max")
-def _max(attributes: Attributes, *x: Tensor) -> Tensor:
-    found = x[0]
-    for other in x[1:]:
-        found = torch.maximum(found, other)
-    return found
-
-
-@operator("Min")
-def _min(attributes: Attributes, *x: Tensor) -> Tensor:
-    found = x[0]
-    for other in x[1:]:
-        found = torch.minimum(found, other)
-    return found
+OPERATORS["Max"] = lambda attributes, *x: reduce(torch.maximum, x)
+OPERATORS["Min"] = lambda attributes, *x: reduce(torch.minimum, x)
 
 
 @operator("Cast")
@@ -294,12 +283,12 @@ def _axes(attributes: Attributes, x: Tensor, axes: Any) -> tuple[int, ...]:
 
 
 def _reduces(run: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Operator:
-    def reduce(attributes: Attributes, x: Tensor, axes: Any = None) -> Tensor:
+    def reduced(attributes: Attributes, x: Tensor, axes: Any = None) -> Tensor:
         if axes is not None and not np.size(axes) and attributes.get("noop_with_empty_axes", 0):
             return x
         return run(x, _axes(attributes, x, axes), bool(attributes.get("keepdims", 1)))
 
-    return reduce
+    return reduced
 
 
 OPERATORS["ReduceL2"] = _reduces(lambda x, axes, keep: x.square().sum(axes, keep).sqrt())
