@@ -133,24 +133,39 @@ class Compression(_Description):
     pre-processing is folded, and may carry labels besides. Without them only what needs no training is
     tried. `loss` lists terms (docs/distillation.md); `$last` stands for the last block, or the last layer
     of a network without blocks. `mask` names an input [batch, length], 1 where a token counts. A student is
-    made for each of `depths` (share of the blocks that stay) and `widths` (share of attention heads and MLP
-    channels that stay).
+    made for each of `depths` (share of the blocks that stay), `widths` (share of attention heads and MLP
+    channels that stay) and `ranks` (share of the Linear layers' parameters that two thin ones in the place
+    of each have). Without `depths` and `widths` the budget decides: none where the whole network may fit,
+    else the share that fits; half the blocks without a budget. `tokens` names a factory of the token ids
+    that the application needs: the others' rows leave the embedding table, and they are read as `unknown`.
     """
 
     data: str | None = None
     loss: tuple[Mapping[str, Any], ...] = ()
     mask: Name | None = None
-    depths: tuple[Share, ...] = (0.5,)
-    widths: tuple[Share, ...] = ()
+    depths: tuple[Share, ...] | None = None
+    widths: tuple[Share, ...] | None = None
+    ranks: tuple[Share, ...] = ()
+    tokens: str | None = None
+    unknown: Annotated[int, Field(ge=0)] | None = None
     batch_size: int = Field(default=32, ge=1)
 
     @model_validator(mode="after")
     def _each_once(self) -> Compression:
-        for name in ("depths", "widths"):
-            shares = getattr(self, name)
+        for name in ("depths", "widths", "ranks"):
+            shares = getattr(self, name) or ()
             # Students are named by whole percents.
             if len({f"{share:.0%}" for share in shares}) < len(shares):
                 raise ValueError(f"{name} names the same share twice: {list(shares)}")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_with_unknown(self) -> Compression:
+        if (self.tokens is None) != (self.unknown is None):
+            raise ValueError(
+                "give `tokens` and `unknown` together: the ids that stay, and the one that all others are "
+                "read as"
+            )
         return self
 
 

@@ -193,7 +193,7 @@ def _students(network: Any, minutes: float) -> list[Any]:
     """Kept in the user's stage cache."""
     from edgemp.compiler.cache import StageCache
     from edgemp.compiler.original import Original
-    from edgemp.compiler.students import Asked, students
+    from edgemp.compiler.students import Asked, planned, students
     from edgemp.pipeline import Pipeline
     from examples.ar_subtitle import models
 
@@ -204,7 +204,8 @@ def _students(network: Any, minutes: float) -> list[Any]:
     asked = Asked(minutes, {name: f"benchmarks.known.lettering:training_{what}"})
     cache = StageCache()
     with cache.in_use():
-        return students({name: original}, {name: network}, asked, 0, cache, Told(), [])[name]
+        plan = planned({name: original}, {name: network}, asked, 0, Told(), [])
+        return students(plan, None, cache, Told(), [])[name]
 
 
 def _is_ours(label: str) -> bool:

@@ -35,7 +35,7 @@ def made(minutes: float) -> tuple[Any, list[Any]]:
     from edgemp.compiler.compile import ingest_all
     from edgemp.compiler.outcome import Options
     from edgemp.compiler.steps import pipeline_steps
-    from edgemp.compiler.students import Asked, students
+    from edgemp.compiler.students import Asked, planned, students
     from edgemp.pipeline import Pipeline
 
     root = Path(__file__).resolve().parents[2]
@@ -44,7 +44,8 @@ def made(minutes: float) -> tuple[Any, list[Any]]:
     with cache.in_use():
         steps = pipeline_steps(pipeline, None)
         originals, networks, _, _ = ingest_all(pipeline, steps, Options(), cache, told)
-        found = students(originals, networks, Asked(minutes), 0, cache, told, [])
+        plan = planned(originals, networks, Asked(minutes), 0, told, [])
+        found = students(plan, None, cache, told, [])
     return networks["encoder"], found["encoder"]
 
 

@@ -45,8 +45,8 @@ def compress(
 ) -> None:
     """Search precision, depth, width and training together, and print the Pareto front.
 
-    Students of torch modules are quantized, shrunk and distilled within --minutes (30 where there is
-    training data), every candidate of every module is checked and timed, and the combinations that no
+    Students of torch modules, and of ONNX files with training data, are quantized, shrunk as far as the
+    budget asks and distilled within --minutes (30 where there is training data), every candidate of every module is checked and timed, and the combinations that no
     other beats in latency, size and fidelity are printed. Killed and started again, it goes on where it
     was. Exit code 1 if nothing fits the budget; the closest points say what stands in the way.
     """

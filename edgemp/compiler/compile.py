@@ -16,9 +16,10 @@ from edgemp.compiler.outcome import Compiled, Options
 from edgemp.compiler.progress import Progress, Silent
 from edgemp.compiler.race import race
 from edgemp.compiler.recording import Recording, recorded
+from edgemp.compiler.steering import room
 from edgemp.compiler.steps import pipeline_assets, pipeline_steps
 from edgemp.compiler.student_line import Student
-from edgemp.compiler.students import students
+from edgemp.compiler.students import planned, students
 from edgemp.compiler.trials import Trial, Workshop, attempt
 from edgemp.compiler.write import check_output, write
 from edgemp.emulation import emulator, problem
@@ -126,22 +127,30 @@ def search(
     notes += offered.left_out
     for text in offered.left_out:
         progress.note(f"left out: {text}")
-    made: dict[str, list[Student]] = {}
+    teachers = None
     if options.asked is not None:
-        quantizes = bool(of_student(offered.candidates, "", quantized=True))
-        made = students(
-            originals, networks, options.asked, options.seed, cache, progress, notes, quantizes
-        )
-    for original in originals.values():
-        original.close()
+        teachers = planned(originals, networks, options.asked, options.seed, progress, notes)
     workshop = Workshop(target, cache, options.limits or _default_limits())
     if not target.is_this_machine:
         notes += _about_emulation(target, progress)
-    trials = {}
-    for name, network in networks.items():
-        entries = _entries(network, offered.candidates, made.get(name, ()))
-        bound = options.bound(pipeline.modules[name])
-        trials[name] = _tried(workshop, entries, bound, options, progress, notes)
+    shop = _Shop(workshop, options, progress, notes)
+    bounds = {name: options.bound(module) for name, module in pipeline.modules.items()}
+    trials = {
+        name: shop.built(name, [_Entry(network, offered.candidates)], bounds[name])
+        for name, network in networks.items()
+    }
+    if teachers is not None:
+        known: Mapping[str, Sequence[Trial]] = trials
+        if options.budget.latency_ms is not None and teachers.tables:
+            known = {name: shop.rated(networks[name], tried) for name, tried in trials.items()}
+        share = room(known, options.budget, teachers.tables)
+        quantizes = bool(of_student(offered.candidates, "", quantized=True))
+        for name, made in students(teachers, share, cache, progress, notes, quantizes).items():
+            entries = [_entry(student, offered.candidates) for student in made]
+            trials[name] += shop.built(name, entries, bounds[name])
+    for original in originals.values():
+        original.close()
+    trials = {name: shop.rated(networks[name], tried) for name, tried in trials.items()}
     return Search(pipeline, target, networks, recording, steps, drawn, trials, tuple(notes))
 
 
@@ -221,68 +230,58 @@ class _Entry:
     twin: Network | None = None
 
 
-def _entries(
-    network: Network, candidates: Sequence[Candidate], made: Sequence[Student]
-) -> list[_Entry]:
-    """The module's own network, and its students'."""
-    return [
-        _Entry(network, tuple(candidates)),
-        *(
-            _Entry(
-                student.network,
-                of_student(candidates, student.name, quantized=student.twin is not None),
-                student.twin,
-            )
-            for student in made
-        ),
-    ]
+def _entry(student: Student, candidates: Sequence[Candidate]) -> _Entry:
+    fit = of_student(candidates, student.name, quantized=student.twin is not None)
+    return _Entry(student.network, fit, student.twin)
 
 
-def _tried(
-    workshop: Workshop,
-    entries: Sequence[_Entry],
-    bound: FidelityBound,
-    options: Options,
-    progress: Progress,
-    notes: list[str],
-) -> list[Trial]:
-    """All trials of one module."""
-    import joblib
+@dataclass(frozen=True)
+class _Shop:
+    """Where candidates become trials, and trials are compared."""
 
-    own = entries[0].network
-    calls = []
-    for entry in entries:
-        if workshop.target.is_this_machine:
+    workshop: Workshop
+    options: Options
+    progress: Progress
+    notes: list[str]
+
+    def built(self, name: str, entries: Sequence[_Entry], bound: FidelityBound) -> list[Trial]:
+        """Every candidate of one module, compiled and checked."""
+        import joblib
+
+        calls = []
+        for entry in entries:
+            given = (self.workshop, entry.network, bound)
+            if self.workshop.target.is_this_machine:
+                calls += [
+                    joblib.delayed(_with_its_cache)(attempt, *given, candidate)
+                    for candidate in entry.candidates
+                ]
+                continue
+            feasible = plan(self.workshop.target, entry.network, entry.candidates, entry.twin)
+            for text in feasible.left_out:
+                self.notes.append(f"{name}: {text}")
+                self.progress.note(self.notes[-1])
             calls += [
-                joblib.delayed(_with_its_cache)(attempt, workshop, entry.network, bound, candidate)
-                for candidate in entry.candidates
+                joblib.delayed(_with_its_cache)(
+                    attempt_elsewhere, *given, candidate, feasible.estimates.get(candidate)
+                )
+                for candidate in feasible.candidates
             ]
-            continue
-        planned = plan(workshop.target, entry.network, entry.candidates, entry.twin)
-        for text in planned.left_out:
-            notes.append(f"{own.name}: {text}")
-            progress.note(notes[-1])
-        calls += [
-            joblib.delayed(_with_its_cache)(
-                attempt_elsewhere,
-                workshop,
-                entry.network,
-                bound,
-                candidate,
-                planned.estimates.get(candidate),
-            )
-            for candidate in planned.candidates
-        ]
-    progress.stage(f"{own.name}: building and checking candidates", len(calls))
-    found = _in_parallel(calls, options.jobs, progress)
-    if workshop.target.is_this_machine:
-        progress.stage(f"{own.name}: timing candidates in turn", 1)
-        tried = race(workshop, own, found)
-    else:
-        progress.stage(f"{own.name}: ranking candidates by estimate", 1)
-        tried = passed_over(found, workshop.target.backends)
-    progress.advance(_fastest(tried))
-    return tried
+        if not calls:
+            return []
+        self.progress.stage(f"{name}: building and checking candidates", len(calls))
+        return _in_parallel(calls, self.options.jobs, self.progress)
+
+    def rated(self, network: Network, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials of one module, timed in turn; elsewhere with reasons against some of them."""
+        if self.workshop.target.is_this_machine:
+            self.progress.stage(f"{network.name}: timing candidates in turn", 1)
+            found = race(self.workshop, network, trials)
+        else:
+            self.progress.stage(f"{network.name}: ranking candidates by estimate", 1)
+            found = passed_over(trials, self.workshop.target.backends)
+        self.progress.advance(_fastest(found))
+        return found
 
 
 def _with_its_cache(work: Callable[..., Trial], workshop: Workshop, *given: Any) -> Trial:

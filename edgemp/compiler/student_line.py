@@ -105,6 +105,9 @@ class Line:
             "parent": self.keys.get(parent, ""),
             "minutes": minutes,
             "asked": asked if route.trains else None,
+            "tokens": [self.making.tokens, self.making.asked.unknown]
+            if route.work == "trim"
+            else None,
         }
         self.keys[route.name] = digest(key)
         checkpoints = self.cache.root / "training" / self.keys[route.name]
@@ -246,8 +249,12 @@ def _reporter(told: Callable[[str], None]) -> Callable[[Trained], None]:
 
 def _described(route: Route, minutes: float) -> str:
     """The transform's name for manifests and reports."""
-    if route.work in ("depth", "width"):
+    from edgemp.compress.students.routes import SHRINKING
+
+    if route.work in SHRINKING:
         return f"{route.work}_{route.share:.0%}_distilled_{minutes:.3g}_min"
+    if route.work == "trim":
+        return "vocabulary_trimmed"
     if route.work == "quantize":
         return "quantize_levelled"
     if route.work == "release":

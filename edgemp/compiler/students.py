@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,75 +43,130 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is to be made of one module."""
+class Plan:
+    """What students can be made of: wishes and data are checked, nothing is trained yet.
 
-    making: Making
-    routes: tuple[Route, ...]
+    Attributes:
+        networks: all modules'.
+        originals: open until the students are made.
+        makings: of the modules that can have students.
+        minutes: of training, all modules together.
+    """
+
+    networks: Mapping[str, Network]
+    originals: Mapping[str, Original]
+    makings: Mapping[str, Making]
+    minutes: float
+
+    @property
+    def tables(self) -> dict[str, float]:
+        """By module that can be shrunk, the share of its parameters that embedding tables hold."""
+        return {
+            name: making.tables
+            for name, making in self.makings.items()
+            if making.data is not None and self.originals[name].torch_module is not None
+        }
 
 
-def students(
+def planned(
     originals: Mapping[str, Original],
     networks: Mapping[str, Network],
     asked: Asked,
     seed: int,
-    cache: StageCache,
     progress: Progress,
     notes: list[str],
-    quantizes: bool = True,
-) -> dict[str, list[Student]]:
-    """The students of every torch module; what could not be made is in the notes, with the reason.
-
-    With `quantizes` False none is quantized: no engine that is offered would take it.
+) -> Plan:
+    """Check all wishes and data, before anything takes long; modules that have no students are noted.
 
     Raises:
         CompressError: if data is given for a module that cannot be trained, or minutes for none that has
             data; if training data or loss terms cannot be used.
     """
-    from edgemp.compress.students.make import has_blocks
-    from edgemp.compress.students.routes import Purse, routes
-
-    def tell(text: str) -> None:
-        notes.append(text)
-        progress.note(text)
-
+    tell = _telling(progress, notes)
     minutes = _minutes(originals, asked)
-    plans: dict[str, _Plan] = {}
+    makings: dict[str, Making] = {}
     for name, original in originals.items():
         wishes = asked.of(name, original.module.compress)
         if original.torch_module is None and (wishes.data is None or minutes == 0):
             tell(f"{name}: an ONNX file without training data (--data {name}=...) has no students")
             continue
         try:
-            making = _making(original, networks[name], wishes, minutes > 0, seed)
+            makings[name] = _making(original, networks[name], wishes, minutes > 0, seed)
         except UnsupportedModuleError as error:
             tell(f"{name}: no students: {error}")
             continue
-        blocks = has_blocks(making)
-        if not blocks and making.data is not None:
-            tell(f"{name}: no chain of blocks: no student that needs one (*-blocks, depth-*)")
-        plans[name] = _Plan(making, routes(wishes, making.data is not None, quantizes, blocks))
-        if not quantizes:
-            tell(f"{name}: no quantized students: no engine that is offered takes them")
         if wishes.data is None:
             tell(
                 f"{name}: no training data (compress: data: in the description, or --data {name}=...): "
                 "only what needs no training is tried"
             )
-    purse = Purse(minutes, [route for plan in plans.values() for route in plan.routes])
+    return Plan(networks, originals, makings, minutes)
+
+
+def students(
+    plan: Plan,
+    room: float | None,
+    cache: StageCache,
+    progress: Progress,
+    notes: list[str],
+    quantizes: bool = True,
+) -> dict[str, list[Student]]:
+    """The students of every module that can have some; what could not be made is noted, with the reason.
+
+    `room` is the share of the networks that the budget leaves room for (`steering.room`). With `quantizes`
+    False none is quantized: no engine that is offered would take it.
+
+    Raises:
+        CompressError: if training data or loss terms turn out to be of no use.
+    """
+    from edgemp.compress.students.make import has_blocks
+    from edgemp.compress.students.routes import Purse, routes, settled
+
+    tell = _telling(progress, notes)
+    chosen: dict[str, tuple[Route, ...]] = {}
+    for name, making in plan.makings.items():
+        blocks = has_blocks(making)
+        if not blocks and making.data is not None:
+            tell(f"{name}: no chain of blocks: no student that needs one (*-blocks, depth-*)")
+        if not quantizes:
+            tell(f"{name}: no quantized students: no engine that is offered takes them")
+        wishes = settled(making.asked, room if name in plan.tables else 1.0)
+        chosen[name] = routes(wishes, making.data is not None, quantizes, blocks)
+    if room is not None and plan.tables:
+        tell(_about(room, sorted(plan.tables)))
+    purse = Purse(plan.minutes, [route for some in chosen.values() for route in some])
     return {
         name: _made(
-            plan, Line(originals[name], networks[name], plan.making, cache, progress), purse, tell
+            chosen[name],
+            Line(plan.originals[name], plan.networks[name], making, cache, progress),
+            purse,
+            tell,
         )
-        for name, plan in plans.items()
+        for name, making in plan.makings.items()
     }
 
 
-def _made(plan: _Plan, line: Line, purse: Purse, tell: Callable[[str], None]) -> list[Student]:
+def _telling(progress: Progress, notes: list[str]) -> Callable[[str], None]:
+    def tell(text: str) -> None:
+        notes.append(text)
+        progress.note(text)
+
+    return tell
+
+
+def _about(room: float, names: Sequence[str]) -> str:
+    if room >= 1.0:
+        return "the budget leaves room for whole networks: none is shrunk unless compress: names shares"
+    return f"the budget leaves room for {room:.0%} of {', '.join(names)}: shrunk to that share"
+
+
+def _made(
+    routes: Sequence[Route], line: Line, purse: Purse, tell: Callable[[str], None]
+) -> list[Student]:
     """The students of one module; a later route gets the minutes of those that could not be made."""
-    line.progress.stage(f"{line.network.name}: making students", len(plan.routes))
+    line.progress.stage(f"{line.network.name}: making students", len(routes))
     made = []
-    for route in plan.routes:
+    for route in routes:
         minutes = purse.offered(route)
         try:
             made.append(line.student(route, minutes))
@@ -161,6 +216,7 @@ def _making(
         TrainingData,
         check_joins,
         joining,
+        load_tokens,
         load_training,
     )
     from edgemp.compress.students.make import Making, thawed
@@ -183,4 +239,7 @@ def _making(
     teacher = thawed(trained_form(original, network))
     check_joins(teacher, calibration if data is None else [data.inputs(0), data.inputs(1)])
     join = Joining() if data is None else joining(teacher, data, wishes.mask)
-    return Making(teacher, calibration, data, wishes, join, seed)
+    tokens = None
+    if wishes.tokens is not None:
+        tokens = load_tokens(wishes.tokens, f"module {original.name}, compress: tokens")
+    return Making(teacher, calibration, data, wishes, join, seed, tokens)

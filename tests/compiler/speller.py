@@ -97,6 +97,18 @@ def labelled() -> Sequence[Mapping[str, Any]]:
     return [{"label": i % 4, **step} for i, step in enumerate(steps(60, seed=4))]
 
 
+def needed() -> Sequence[int]:
+    return range(60)
+
+
+def words() -> Sequence[str]:
+    return ["a", "b"]
+
+
+def beyond() -> Sequence[int]:
+    return [1, 500]
+
+
 class Broken(list[Any]):
     """Training samples of which one cannot be read."""
 

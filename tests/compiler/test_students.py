@@ -18,7 +18,7 @@ from edgemp.compiler.outcome import Options
 from edgemp.compiler.progress import Silent
 from edgemp.compiler.steps import pipeline_steps
 from edgemp.compiler.student_line import Student
-from edgemp.compiler.students import MINUTES, Asked, students
+from edgemp.compiler.students import MINUTES, Asked, planned, students
 from edgemp.compress.distill import blockwise, train
 from edgemp.errors import BudgetError, CompressError, SamplesError
 from edgemp.pipeline import Compression, Pipeline
@@ -70,13 +70,18 @@ class Loud(Silent):
 
 
 def made(
-    pipeline: Pipeline, asked: Asked, cache: StageCache, progress: Any = None
+    pipeline: Pipeline,
+    asked: Asked,
+    cache: StageCache,
+    progress: Any = None,
+    room: float | None = None,
 ) -> dict[str, list[Student]]:
     progress = progress or Silent()
     steps = pipeline_steps(pipeline, None)
     with cache.in_use():
         originals, networks, _, _ = ingest_all(pipeline, steps, Options(), cache, progress)
-        return students(originals, networks, asked, 0, cache, progress, [])
+        plan = planned(originals, networks, asked, 0, progress, [])
+        return students(plan, room, cache, progress, [])
 
 
 def cosines(student: Student) -> list[float]:
@@ -259,7 +264,8 @@ def onnx_students(
     with cache.in_use():
         steps = pipeline_steps(pipeline, samples)
         originals, networks, _, _ = ingest_all(pipeline, steps, Options(), cache, told)
-        found = students(originals, networks, asked, 0, cache, told, [])
+        plan = planned(originals, networks, asked, 0, told, [])
+        found = students(plan, None, cache, told, [])
     return found.get("network", []), told.notes
 
 
@@ -360,3 +366,84 @@ def test_a_student_is_chosen_where_the_budget_asks_for_it_and_travels_in_the_bun
     with pytest.raises(BudgetError, match="the smallest takes"):
         edgemp.compile(pipeline, tmp_path / "c.edgemp", budget_size=1000, **given)
     assert not (tmp_path / "c.edgemp").exists()
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_low_rank_students_are_made_and_train(stage_cache: Path) -> None:
+    pipeline = speller.pipeline(depths=(), ranks=(0.5,))
+    found = {s.name: s for s in made(pipeline, Asked(1.0), StageCache(stage_cache))["encoder"]}
+    thin, whole = found["rank-50%"], found["rank-50%-int8"]
+    assert whole.twin == thin.network
+    assert thin.network.transforms[0].startswith("rank_50%_distilled_")
+    assert min(cosines(thin)) > 0.8
+    inner = speller.encoder().blocks[0].up.weight.shape  # [64, 32]
+    rank = int(0.5 * inner.numel() / sum(inner))
+    shapes = weights(thin.network.model)
+    assert (rank, inner[1]) in shapes or (inner[1], rank) in shapes
+
+
+def weights(model: Path) -> set[tuple[int, ...]]:
+    """Shapes of a graph's float32 initializers."""
+    kept = onnx.load(str(model)).graph.initializer
+    return {tuple(x.dims) for x in kept if x.data_type == onnx.TensorProto.FLOAT}
+
+
+def test_students_without_the_tokens_that_nobody_needs_keep_the_ids(stage_cache: Path) -> None:
+    pipeline = speller.pipeline(data=None, tokens="tests.compiler.speller:needed", unknown=0)
+    found = {s.name: s for s in made(pipeline, Asked(), StageCache(stage_cache))["encoder"]}
+    assert list(found) == ["trimmed", "int8", "mixed"]
+    assert found["int8"].network.transforms[0] == "vocabulary_trimmed"
+    original, session = (
+        speller.encoder().eval(),
+        onnxruntime.InferenceSession(str(found["trimmed"].network.model)),
+    )
+    import torch
+
+    ids = np.arange(12, dtype=np.int64)[None] + 20
+    with torch.no_grad():
+        (answer,) = session.run(None, {"ids": ids})
+        assert np.allclose(answer, original(torch.from_numpy(ids)).numpy(), atol=1e-5)
+        # Ids that are gone are read as the unknown one.
+        (answer,) = session.run(None, {"ids": np.full((1, 12), 79)})
+        unknown = original(torch.zeros((1, 12), dtype=torch.int64)).numpy()
+        assert np.allclose(answer, unknown, atol=1e-5)
+    shapes = weights(found["trimmed"].network.model)
+    assert (60, 32) in shapes
+    assert (80, 32) not in shapes
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [("words", "must give token ids"), ("absent", "absent"), ("beyond", "reach from 0 to 500")],
+)
+def test_tokens_that_are_none_are_refused(tokens: str, message: str, stage_cache: Path) -> None:
+    pipeline = speller.pipeline(data=None, tokens=f"tests.compiler.speller:{tokens}", unknown=0)
+    with pytest.raises(edgemp.errors.EdgempError, match=message):
+        made(pipeline, Asked(), StageCache(stage_cache))
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_budget_that_no_whole_network_meets_is_met_by_a_student_made_for_it(
+    stage_cache: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "backends": ["onnxruntime"],
+        "precisions": ["fp32", "int8"],
+        "cache": stage_cache,
+    }
+    pipeline = speller.pipeline(cosine_min=0.3)
+    whole = edgemp.compile(pipeline, tmp_path / "a.edgemp", minutes=0, **given)
+    least = min(t.size_bytes for t in whole.trials["encoder"] if not t.candidate.student)
+    budget = int(0.7 * least)
+    small = edgemp.compile(
+        pipeline, tmp_path / "b.edgemp", minutes=1.0, budget_size=budget, **given
+    )
+    (note,) = [n for n in small.notes if "leaves room for" in n]
+    share = note.split("room for ")[1].split(" of ")[0]
+    shrunk = {t.candidate.student for t in small.trials["encoder"]}
+    assert {f"depth-{share}", f"width-{share}"} <= shrunk
+    assert small.record()["modules"]["encoder"]["size_bytes"] <= budget
+    roomy = edgemp.compile(
+        pipeline, tmp_path / "c.edgemp", minutes=0.5, budget_size=10 * least, **given
+    )
+    assert not any(t.candidate.student.startswith("depth") for t in roomy.trials["encoder"])

@@ -156,6 +156,26 @@ def load_training(reference: str, where: str) -> Dataset:
     return found  # type: ignore[no-any-return]
 
 
+def load_tokens(reference: str, where: str) -> tuple[int, ...]:
+    """The token ids that a factory gives, each once, ascending.
+
+    Raises:
+        CompressError: if the factory fails or gives anything but whole numbers.
+        ResolveError: if it is not there.
+    """
+    try:
+        found = np.asarray(list(import_callable(reference, where)()))
+    except EdgempError:
+        raise
+    except Exception as error:  # the user's factory may fail in any way
+        raise CompressError(
+            f"{where}: {reference} failed: {type(error).__name__}: {error}"
+        ) from error
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise CompressError(f"{where}: {reference} must give token ids, a list of whole numbers")
+    return tuple(int(i) for i in np.unique(found))
+
+
 @dataclass(frozen=True)
 class Joining:
     """Joins samples into a batch; with a `mask`, without the columns in which every sample is padding."""

@@ -31,6 +31,8 @@ from edgemp.compress.fake_quant import (
 from edgemp.compress.ranges import Method
 from edgemp.compress.release import release
 from edgemp.compress.shrink.depth import drop_layers
+from edgemp.compress.shrink.low_rank import factorize
+from edgemp.compress.shrink.vocabulary import trim
 from edgemp.compress.shrink.width import prune
 from edgemp.compress.smooth import smooth
 from edgemp.compress.students.data import Joining, TrainingData, batches, lengths
@@ -80,6 +82,7 @@ class Making:
         asked: the pipeline's wishes.
         join: how samples become batches.
         seed: of everything that is drawn.
+        tokens: ids that stay in the embedding table, or None for all.
     """
 
     teacher: nn.Module
@@ -88,6 +91,14 @@ class Making:
     asked: Compression
     join: Joining
     seed: int = 0
+    tokens: tuple[int, ...] | None = None
+
+    @property
+    def tables(self) -> float:
+        """Share of the parameters that embedding tables hold, which no shrinking makes smaller."""
+        whole = sum(p.numel() for p in self.teacher.parameters())
+        kinds = (part for part in self.teacher.modules() if isinstance(part, nn.Embedding))
+        return float(sum(part.weight.numel() for part in kinds) / max(whole, 1))
 
     def two(self) -> dict[str, Tensor]:
         """Two training samples joined, labels included."""
@@ -131,6 +142,10 @@ def make(
         CompressError: (subclasses) for data or loss terms that cannot be used.
         DivergedError: if training ends in NaN again and again.
     """
+    if route.work == "trim":
+        assert making.tokens is not None
+        assert making.asked.unknown is not None
+        return trim(parent, making.tokens, making.asked.unknown)[0]
     if route.work == "quantize":
         return _quantized(making, parent)
     if route.work == "release":
@@ -274,12 +289,19 @@ def _cut(making: Making, route: Route, parent: nn.Module) -> nn.Module:
     given = making.batches()
     if route.work == "depth":
         blocks = find_blocks(parent, given[0])
-        keep = max(1, round(route.share * len(blocks)))
+        keep = max(1, math.floor(route.share * len(blocks) + 1e-6))
         if keep == len(blocks):
             raise UnsupportedModuleError(
                 f"{route.share:.0%} of {len(blocks)} blocks are all of them"
             )
         return drop_layers(parent, given, keep, blocks=blocks, mask=making.asked.mask)[0]
+    if route.work == "rank":
+        made, report = factorize(parent, given, share=route.share)
+        if not report:
+            raise UnsupportedModuleError(
+                f"no Linear layer gets smaller as two with {route.share:.0%} of its parameters"
+            )
+        return made
     return prune(parent, given, heads=route.share, channels=route.share, mask=making.asked.mask)[0]
 
 

@@ -8,12 +8,18 @@ from typing import Literal
 
 from edgemp.pipeline import Compression
 
-Work = Literal["depth", "width", "quantize", "blocks", "joint", "release"]
+Work = Literal["trim", "depth", "width", "rank", "quantize", "blocks", "joint", "release"]
 
 RELEASED = 0.3
 """Share of the multiplications that may read floats in a mixed student."""
 
-MIXED = "mixed"
+SHRINKING: tuple[Work, ...] = ("depth", "width", "rank")
+"""What makes a network smaller; the names of such students begin with it."""
+
+UNASKED = (0.5,)
+"""Shares of the blocks where neither description nor budget says anything."""
+
+MIXED, TRIMMED = "mixed", "trimmed"
 
 
 @dataclass(frozen=True)
@@ -22,13 +28,13 @@ class Route:
 
     Attributes:
         name: of the student, as candidates and reports show it.
-        work: "depth" and "width" shrink and then train in float; "quantize" is closed-form and trains
-            nothing; "blocks" and "joint" go on from a quantized parent; "release" takes the most sensitive
-            layers of an untrained one back to floats.
+        work: "trim" leaves tokens out of an embedding table; "depth", "width" and "rank" shrink and then
+            train in float; "quantize" is closed-form and trains nothing; "blocks" and "joint" go on from a
+            quantized parent; "release" takes the most sensitive layers of an untrained one back to floats.
         parents: the routes whose student this one starts from, the best first: the first that could be
             made is taken. "" is the module's own network.
-        share: of blocks ("depth") or of heads and channels ("width") that stay; of multiplications that are
-            released.
+        share: of blocks ("depth"), of heads and channels ("width") or of Linear layers' parameters ("rank")
+            that stay; of multiplications that are released.
         weight: its part of the minutes.
     """
 
@@ -44,8 +50,8 @@ class Route:
 
     @property
     def is_shrunk(self) -> bool:
-        """Whether fewer blocks, heads or channels are left than the original has."""
-        return self.name.startswith(("depth", "width"))
+        """Whether fewer blocks, heads, channels or ranks are left than the original has."""
+        return self.name.startswith(SHRINKING)
 
     @property
     def quantized(self) -> bool:
@@ -58,29 +64,50 @@ def routes(
 ) -> tuple[Route, ...]:
     """The routes of one module, parents first; without training data only what needs none.
 
-    Without a chain of blocks there is nothing to rebuild block by block, and no depth.
+    Without a chain of blocks there is nothing to rebuild block by block, and no depth. `asked` names the
+    shares (see `settled`).
     """
-    found = _quantized("", quantizes, trains, has_blocks)
-    if trains and has_blocks:
-        for share in asked.depths:
-            name = f"depth-{share:.0%}"
-            found.append(Route(name, "depth", share=share, weight=4.0))
-            found += _quantized(name, quantizes, trains, has_blocks)
-    if trains:
-        for share in asked.widths:
-            name = f"width-{share:.0%}"
-            found.append(Route(name, "width", share=share, weight=4.0))
-            found += _quantized(name, quantizes, trains, has_blocks)
+    whole = ""
+    found: list[Route] = []
+    if asked.tokens is not None:
+        whole = TRIMMED
+        found.append(Route(TRIMMED, "trim"))
+    found += _quantized("", whole, quantizes, trains, has_blocks)
+    if not trains:
+        return tuple(found)
+    shares = (asked.depths if has_blocks else (), asked.widths, asked.ranks)
+    for work, some in zip(SHRINKING, shares, strict=True):
+        for share in some or ():
+            name = f"{work}-{share:.0%}"
+            found.append(Route(name, work, (whole,), share=share, weight=4.0))
+            found += _quantized(name, name, quantizes, trains, has_blocks)
     return tuple(found)
 
 
-def _quantized(parent: str, quantizes: bool, trains: bool, has_blocks: bool) -> list[Route]:
+def settled(asked: Compression, room: float | None) -> Compression:
+    """The wishes with shares to shrink to, where the description names none.
+
+    Args:
+        asked: the description's wishes.
+        room: share of a network that the budget leaves room for, 1 if all of it; None: no budget.
+    """
+    if asked.depths is not None or asked.widths is not None:
+        return asked
+    if room is None:
+        return asked.model_copy(update={"depths": UNASKED})
+    shares = () if room >= 1.0 else (room,)
+    return asked.model_copy(update={"depths": shares, "widths": shares})
+
+
+def _quantized(
+    prefix: str, parent: str, quantizes: bool, trains: bool, has_blocks: bool
+) -> list[Route]:
     """INT8 in closed form, and what trains on top of it."""
     if not quantizes:
         return []
-    int8 = f"{parent}-int8" if parent else "int8"
+    int8 = f"{prefix}-int8" if prefix else "int8"
     found = [Route(int8, "quantize", (parent,))]
-    if parent:
+    if prefix:
         # A shrunk student's errors are far larger than rounding's: blocks need not be rebuilt first, and
         # no layer goes back to floats.
         return [*found, Route(f"{int8}-joint", "joint", (int8,), weight=1.0)] if trains else found
