@@ -46,9 +46,10 @@ def compress(
     """Search precision, depth, width and training together, and print the Pareto front.
 
     Students of torch modules, and of ONNX files with training data, are quantized, shrunk as far as the
-    budget asks and distilled within --minutes (30 where there is training data), every candidate of every module is checked and timed, and the combinations that no
-    other beats in latency, size and fidelity are printed. Killed and started again, it goes on where it
-    was. Exit code 1 if nothing fits the budget; the closest points say what stands in the way.
+    budget asks, and distilled within --minutes (30 where there is training data). Every candidate of every
+    module is checked and timed, and the combinations that no other beats in latency, size and fidelity are
+    printed. Killed and started again, it goes on where it was. Exit code 1 if nothing fits the budget; the
+    closest points say what stands in the way.
     """
     from edgemp.cli.output import Bars, parse_latency, parse_size, print_json, say
     from edgemp.compiler.cache import StageCache
