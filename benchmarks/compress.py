@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def main() -> int:
     rows = []
     for name in args.cases or ["minilm"]:
         more = {"minutes": args.minutes} if name in TRAINED else {}
-        found = import_module(f"benchmarks.compression.{name}").rows(args.quick, **more)
+        with redirect_stdout(sys.stderr):  # other tools' progress bars
+            found = import_module(f"benchmarks.compression.{name}").rows(args.quick, **more)
         print_table(found, CASES[name])
         rows += found
     if args.json:

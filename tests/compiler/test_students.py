@@ -112,8 +112,8 @@ def test_every_route_makes_a_network_that_answers_like_the_original(stage_cache:
     assert by_name["int8-joint"].network.transforms == (
         "quantize_levelled",
         "int8_embeddings",
-        "blockwise_0.111_min",
-        "quantized_distilled_0.111_min",
+        "blockwise_0.182_min",
+        "quantized_distilled_0.0909_min",
     )
     assert not list((stage_cache / "training").glob("*"))
     again = StageCache(stage_cache)
@@ -172,7 +172,7 @@ def test_labels_train_a_network_without_blocks_jointly(stage_cache: Path) -> Non
     )
     found = made(pipeline, Asked(1.0), StageCache(stage_cache), told)["encoder"]
     assert [s.name for s in found] == ["int8", "int8-joint", "mixed", "mixed-joint"]
-    # A sixth of the minute and no seventh: what blocks could not use is left to the others.
+    # Half of the minute: what blocks could not use is left to the others.
     assert found[1].network.transforms == (
         "quantize_levelled",
         "int8_embeddings",

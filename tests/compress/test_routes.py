@@ -68,6 +68,7 @@ def test_minutes_that_a_route_leaves_go_to_those_after_it() -> None:
     every = routes(Compression(depths=()), trains=True)
     purse = Purse(8.0, every)
     trained = [route for route in every if route.trains]
-    assert purse.offered(trained[0]) == 2.0
+    assert [route.weight for route in trained] == [2.0, 1.0, 2.0, 1.0]
+    assert purse.offered(trained[0]) == pytest.approx(8.0 * 2 / 6)
     purse.settle(trained[0], 0.0)
-    assert purse.offered(trained[1]) == pytest.approx(8.0 / 3)
+    assert purse.offered(trained[1]) == pytest.approx(8.0 / 4)

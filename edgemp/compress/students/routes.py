@@ -119,7 +119,7 @@ def _quantized(
         if trains:
             blocks = f"{name}-blocks"
             if has_blocks:
-                found.append(Route(blocks, "blocks", (name,), weight=1.0))
+                found.append(Route(blocks, "blocks", (name,), weight=2.0))
             found.append(Route(f"{name}-joint", "joint", (blocks, name), weight=1.0))
     return found
 
