@@ -1,11 +1,11 @@
-"""Claim: mixed INT8, and INT8 weights alone, keep a network's answers where plain INT8 loses them.
+"""Claim: compression to a budget keeps networks' answers where plain INT8 loses them.
 
-    python benchmarks/compress.py [minilm] [students] [ocr] [clip] [--quick] [--minutes 30] [--json FILE]
+    python benchmarks/compress.py [CASE ...] [--quick] [--minutes 30] [--json FILE]
 
-Each case says at the top of its file in benchmarks/compression what is measured and on what; without
-names, MiniLM's. Latency is that of one sample on this machine, all engines in turn, as the median of
-paired ratios to plain INT8 (NNCF's, with OpenVINO's own choice of bf16 for the rest where the CPU has
-it).
+Each case (minilm, students, ocr, clip, trimodal, subtitles; without names all of them, which takes two
+hours or more) says at the top of its file in benchmarks/compression what is measured and on what. Latency is
+that of one sample on this machine, all engines in turn, as the median of paired ratios to plain INT8 (NNCF's,
+with OpenVINO's own choice of bf16 for the rest where the CPU has it).
 
 What this does not show: other networks, other machines.
 """
@@ -23,6 +23,8 @@ CASES = {
     "students": "Students of MiniLM-L6",
     "ocr": "PP-OCRv6, rendered text",
     "clip": "Dual encoder of CLIP ViT-B/32's shape",
+    "trimodal": "Digits seen, heard and read",
+    "subtitles": "AR subtitles within 36 MB",
 }
 TRAINED = ("students", "ocr")
 """Cases that `--minutes` is for."""
@@ -46,7 +48,7 @@ def main() -> int:
     from benchmarks.rows import print_table, write_rows
 
     rows = []
-    for name in args.cases or ["minilm"]:
+    for name in args.cases or CASES:
         more = {"minutes": args.minutes} if name in TRAINED else {}
         with redirect_stdout(sys.stderr):  # other tools' progress bars
             found = import_module(f"benchmarks.compression.{name}").rows(args.quick, **more)

@@ -46,7 +46,7 @@ def compile(  # the name that users expect, as in re.compile
         budget_size: bytes that all artifacts together may take.
         budget_latency: milliseconds (p50) that all modules, run once each, may take.
         backends, precisions: restrict the candidates; the untouched network always stays one.
-        minutes: of training: students of torch modules are made and offered too (docs/compress.md); 0:
+        minutes: of training: students of the modules are made and offered too (docs/compress.md); 0:
             only those that need no training; None, without `data`: none.
         data: training samples per module, in place of its `compress.data`.
         jobs: candidates built at a time.

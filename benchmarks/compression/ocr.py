@@ -3,8 +3,9 @@
 Pages and lines are those of benchmarks/known/lettering.py. The recogniser gets the lines upright, and
 its accuracy is the share of their characters that it reads (1 - edits / characters). The detector's is
 that of what the original recogniser reads in the boxes that it finds. Cosines are with the original
-outputs, the smallest and the mean over all lines or pages. Rivals: NNCF PTQ, bf16, fp32. With minutes of
-training, students of both networks come on top, trained on other pages with calibration's fonts and words.
+outputs, the smallest and the mean over all lines or pages. Rivals: NNCF PTQ, ONNX Runtime's static and
+dynamic INT8, bf16, fp32. With minutes of training, students of both networks come on top, trained on other
+pages with calibration's fonts and words.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from benchmarks.known import lettering
 from benchmarks.known.lettering import Page
 from benchmarks.rows import Row
 
-RUNS = tuple(
-    ("openvino", precision)
-    for precision in ("fp32", "bf16", "int8", "int8-bf16", "fp32-w8", "bf16-w8", "int8-mixed")
+RUNS = (
+    ("onnxruntime", "int8"),
+    ("onnxruntime", "int8-dynamic"),
+    *(
+        ("openvino", precision)
+        for precision in ("fp32", "bf16", "int8", "int8-bf16", "fp32-w8", "bf16-w8", "int8-mixed")
+    ),
 )
 CALIBRATION_PAGES = 12
 STUDENT = "student "

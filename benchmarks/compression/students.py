@@ -4,11 +4,13 @@ Trained on 57,600 sentences of eight packages' docstrings (examples/sentences); 
 figures taken on sentences of nine other packages, apart from each other: the mean and the smallest cosine
 of 400 with the original's embeddings, and top-1, the share of them whose nearest neighbour among the other
 399 is the one that the original finds. Latency is that of one sentence. The half-depth student is held
-against a goal of its own. Rivals: the same network in NNCF's plain INT8, mixed INT8, INT8 weights, bf16.
+against a goal of its own. Rivals: the same network in NNCF's plain INT8, mixed INT8, INT8 weights, bf16,
+and, unless quick, those of benchmarks/compression/rivals.py.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compression.minilm import measured, rows_of
+from benchmarks.compression.rivals import rivals
 from benchmarks.compression.sessions import Told, opened
 from benchmarks.rows import Row
 
@@ -53,11 +56,20 @@ def rows(quick: bool, minutes: float | None = None) -> list[Row]:
     """All figures; `minutes` of training in all."""
     if minutes is None:
         minutes = QUICK_MINUTES if quick else MINUTES
+    from examples.ar_subtitle import models
+    from examples.sentences.data import sources
+
     network, found = made(minutes)
+    print(f"sentences of {sources()}", file=sys.stderr)
     held_out = list(network.samples.held_out)
     reference = np.concatenate([answer["output"] for answer in network.reference])
     with tempfile.TemporaryDirectory(prefix="edgemp-") as name, ExitStack() as stack:
-        sessions = dict(opened(network, RIVALS, Path(name), stack))
+        sessions: dict[str, tuple[Any, int | None]] = dict(
+            opened(network, RIVALS, Path(name), stack)
+        )
+        if not quick:
+            others = rivals(network, models.minilm(), Path(name))
+            sessions |= {label: (rival, rival.size) for label, rival in others.items()}
         ours = []
         for student in found:
             place = Path(name) / student.name

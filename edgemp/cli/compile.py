@@ -39,8 +39,8 @@ def compile_(
 
     Every candidate (engine, precision, threads) is checked against the original network on held-out
     samples and timed against it (for another machine: estimated); the fastest that holds the bounds is
-    packed. Exit code 1 if none does. With --minutes, students of torch modules are made first and are
-    candidates too (see `edgemp compress`).
+    packed. Exit code 1 if none does. With --minutes, students of the modules are made and are candidates
+    too (see `edgemp compress`).
     """
     import edgemp
     from edgemp.cli.output import Bars, parse_latency, parse_size, print_json

@@ -33,9 +33,7 @@ Precisions = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(
-        min=0, help="Time to train students of torch modules, all together; 0: no training."
-    ),
+    typer.Option(min=0, help="Time to train students, all together; 0: no training."),
 ]
 Data = Annotated[
     list[str] | None,

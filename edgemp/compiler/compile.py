@@ -141,9 +141,9 @@ def search(
     }
     if teachers is not None:
         known: Mapping[str, Sequence[Trial]] = trials
-        if options.budget.latency_ms is not None and teachers.tables:
+        if options.budget.latency_ms is not None and teachers.parts:
             known = {name: shop.rated(networks[name], tried) for name, tried in trials.items()}
-        share = room(known, options.budget, teachers.tables)
+        share = room(known, options.budget, teachers.parts)
         quantizes = bool(of_student(offered.candidates, "", quantized=True))
         for name, made in students(teachers, share, cache, progress, notes, quantizes).items():
             entries = [_entry(student, offered.candidates) for student in made]

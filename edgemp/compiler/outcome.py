@@ -21,7 +21,7 @@ class Options:
 
     `fidelity` replaces every module's `cosine_min`. `jobs` candidates are built at a time (timing is
     always one at a time); with a joblib backend such as Ray registered and selected, builds go there.
-    `asked` makes students of torch modules and offers them as candidates.
+    `asked` makes students of the modules and offers them as candidates.
     """
 
     budget: Budget = field(default_factory=Budget)

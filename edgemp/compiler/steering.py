@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import floor, inf, isfinite
+from typing import TYPE_CHECKING
 
 from edgemp.compiler.choose import Budget
 from edgemp.compiler.trials import Trial
+
+if TYPE_CHECKING:
+    from edgemp.compress.students.routes import Parts
 
 STEP, LEAST = 0.05, 0.1
 """Shares are multiples of the one, and not less than the other: what is closest is made all the same."""
 
 
 def room(
-    trials: Mapping[str, Sequence[Trial]], budget: Budget, tables: Mapping[str, float]
+    trials: Mapping[str, Sequence[Trial]], budget: Budget, parts: Mapping[str, Parts]
 ) -> float | None:
     """The share of blocks, heads and channels that may stay, the same in all modules that can be shrunk.
 
     What a network takes at least is what the smallest and the fastest of its own candidates take, whether
-    they hold their bound or not: training may make up for that. Sizes and latencies are taken to be in
-    proportion to the share, embedding tables apart.
+    they hold their bound or not: training may make up for that. Sizes are taken to be in proportion to
+    parameters, latencies to those outside embedding tables.
 
     Args:
         trials: of the modules' own networks, in every precision; timed or estimated.
         budget: of all modules together.
-        tables: by module that can be shrunk, the share of its parameters that embedding tables hold.
+        parts: of every module that can be shrunk.
 
     Returns:
         a multiple of `STEP` from `LEAST` to 1, which says that nothing need be shrunk; None if there is
@@ -38,12 +42,17 @@ def room(
     share = 1.0
     if budget.size_bytes is not None:
         sizes = {n: float(min((t.size_bytes for t in ts), default=0)) for n, ts in ran.items()}
-        movable = sum(sizes[name] * (1.0 - held) for name, held in tables.items())
-        share = min(share, _fitting(sum(sizes.values()), movable, budget.size_bytes))
+        whole = sum(sizes.values()) - sum(sizes[n] * part.trimmed for n, part in parts.items())
+        movable = sum(sizes[name] * part.blocks for name, part in parts.items())
+        share = min(share, _fitting(whole, movable, budget.size_bytes))
     if budget.latency_ms is not None:
         latencies = {n: min((t.latency_ms for t in ts), default=inf) for n, ts in ran.items()}
         if all(isfinite(latency) for latency in latencies.values()):
-            movable = sum(latencies[name] for name in tables)
+            movable = sum(
+                latencies[name] * part.blocks / (1.0 - part.tables)
+                for name, part in parts.items()
+                if part.blocks
+            )
             share = min(share, _fitting(sum(latencies.values()), movable, budget.latency_ms))
     return share
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from edgemp.compiler.cache import StageCache
@@ -17,7 +17,7 @@ from edgemp.pipeline import Compression
 if TYPE_CHECKING:
     from edgemp.compress.students.data import TrainingData
     from edgemp.compress.students.make import Making
-    from edgemp.compress.students.routes import Purse, Route
+    from edgemp.compress.students.routes import Parts, Purse, Route
 
 MINUTES = 30.0
 """Training time where a caller names none."""
@@ -59,12 +59,12 @@ class Plan:
     minutes: float
 
     @property
-    def tables(self) -> dict[str, float]:
-        """By module that can be shrunk, the share of its parameters that embedding tables hold."""
+    def parts(self) -> dict[str, Parts]:
+        """Of every module that can be shrunk."""
         return {
-            name: making.tables
+            name: making.parts
             for name, making in self.makings.items()
-            if making.data is not None and self.originals[name].torch_module is not None
+            if making.data is not None and making.blocks
         }
 
 
@@ -87,8 +87,11 @@ def planned(
     makings: dict[str, Making] = {}
     for name, original in originals.items():
         wishes = asked.of(name, original.module.compress)
-        if original.torch_module is None and (wishes.data is None or minutes == 0):
+        if original.torch_module is None and wishes.data is None:
             tell(f"{name}: an ONNX file without training data (--data {name}=...) has no students")
+            continue
+        if original.torch_module is None and minutes == 0:
+            tell(f"{name}: an ONNX file has students only if they train (--minutes)")
             continue
         try:
             makings[name] = _making(original, networks[name], wishes, minutes > 0, seed)
@@ -119,21 +122,21 @@ def students(
     Raises:
         CompressError: if training data or loss terms turn out to be of no use.
     """
-    from edgemp.compress.students.make import has_blocks
     from edgemp.compress.students.routes import Purse, routes, settled
 
     tell = _telling(progress, notes)
     chosen: dict[str, tuple[Route, ...]] = {}
     for name, making in plan.makings.items():
-        blocks = has_blocks(making)
-        if not blocks and making.data is not None:
-            tell(f"{name}: no chain of blocks: no student that needs one (*-blocks, depth-*)")
+        if not making.blocks and making.data is not None:
+            tell(
+                f"{name}: no chain of blocks: no student that needs one (*-blocks, depth-*, width-*)"
+            )
         if not quantizes:
             tell(f"{name}: no quantized students: no engine that is offered takes them")
-        wishes = settled(making.asked, room if name in plan.tables else 1.0)
-        chosen[name] = routes(wishes, making.data is not None, quantizes, blocks)
-    if room is not None and plan.tables:
-        tell(_about(room, sorted(plan.tables)))
+        wishes = settled(making.asked, room)
+        chosen[name] = routes(wishes, making.data is not None, quantizes, bool(making.blocks))
+    if room is not None and plan.parts:
+        tell(_about(room, sorted(plan.parts)))
     purse = Purse(plan.minutes, [route for some in chosen.values() for route in some])
     return {
         name: _made(
@@ -219,7 +222,7 @@ def _making(
         load_tokens,
         load_training,
     )
-    from edgemp.compress.students.make import Making, thawed
+    from edgemp.compress.students.make import Making, blocks_of, plain, thawed
 
     where = f"training data of module {original.name}"
     if wishes.loss:  # a misspelt term is found before the first minute of training
@@ -232,14 +235,15 @@ def _making(
         data.check_apart(network.samples.held_out)
     calibration = [original.normalised(feed) for feed in network.samples.calibration]
     if not calibration and data is None:
-        raise CompressError(
-            f"module {original.name}: students need calibration samples or training data; give at least 2 "
-            "samples (one is held out)"
+        raise UnsupportedModuleError(
+            "they need calibration samples or training data; give at least 2 samples (one is held out)"
         )
-    teacher = thawed(trained_form(original, network))
-    check_joins(teacher, calibration if data is None else [data.inputs(0), data.inputs(1)])
+    feeds = calibration if data is None else [data.inputs(0), data.inputs(1)]
+    teacher = plain(thawed(trained_form(original, network)), feeds)
+    check_joins(teacher, feeds)
     join = Joining() if data is None else joining(teacher, data, wishes.mask)
     tokens = None
     if wishes.tokens is not None:
         tokens = load_tokens(wishes.tokens, f"module {original.name}, compress: tokens")
-    return Making(teacher, calibration, data, wishes, join, seed, tokens)
+    making = Making(teacher, calibration, data, wishes, join, seed, tokens)
+    return replace(making, blocks=blocks_of(teacher, making.batches(1)[0]))

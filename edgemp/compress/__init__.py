@@ -1,1 +1,1 @@
-"""Transforms that make a network smaller or cheaper: quantization, 16-bit weights."""
+"""Transforms that make a network smaller or cheaper: quantizing, shrinking, distilling, 16-bit weights."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edgemp.errors import CompressError
+from edgemp.errors import CompressError, UnsupportedModuleError
 
 Method = Literal["mse", "percentile", "minmax"]
 
@@ -49,12 +49,14 @@ class Observed:
         """Look at one batch.
 
         Raises:
-            CompressError: if a value is not finite.
+            UnsupportedModuleError: if a value is not finite.
         """
         rows = x.detach().float().movedim(self.axis, -1).reshape(-1, x.shape[self.axis])
         low, high = (float(v) for v in torch.aminmax(rows))
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
-            raise CompressError(f"{where}: its input is not finite on a calibration sample")
+            raise UnsupportedModuleError(
+                f"{where}: its input is not finite on a calibration sample"
+            )
         self.low, self.high = min(self.low, low), max(self.high, high)
         lows, highs = torch.aminmax(rows, dim=0)
         self.lows = lows if self.lows is None else torch.minimum(self.lows, lows)

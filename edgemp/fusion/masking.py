@@ -17,7 +17,7 @@ FINITE = 1e4
 """Features beyond it count as broken; float16 ends at 65504."""
 
 TINY = 1e-6
-"""Keeps a sum over no modality from dividing by zero."""
+"""Keeps a sum over no modality, or an entropy of 0, from dividing by zero."""
 
 
 def masked_softmax(scores: Tensor, presence: Tensor) -> Tensor:
@@ -35,12 +35,19 @@ def masked_softmax(scores: Tensor, presence: Tensor) -> Tensor:
     """
     check_presence("masked_softmax", scores, presence)
     there = presence > 0
-    scores = torch.where(there, scores.clamp(-FINITE, FINITE), -FINITE)
+    # As a logarithm in the score, a presence weighs the same and cannot make all masses vanish.
+    logs = torch.where(there, presence, 1.0).log()
+    scores = torch.where(there, scores.clamp(-FINITE, FINITE) + logs, -2.0 * FINITE)
     shifted = scores - scores.amax(dim=-1, keepdim=True)
-    mass = torch.where(there, shifted.exp() * presence, 0.0)
-    total = mass.sum(dim=-1, keepdim=True)
-    # The largest score's own mass is its presence, so only an absent row falls below TINY.
-    return mass / total.clamp_min(TINY)
+    mass = torch.where(there, shifted.exp(), 0.0)
+    # The largest mass of a row is 1, so only one that is all absent falls below TINY.
+    return mass / mass.sum(dim=-1, keepdim=True).clamp_min(TINY)
+
+
+def shares(presence: Tensor) -> Tensor:
+    """Each presence over their sum, float [..., M] in 0..1: rows sum to 1, or to 0 where nothing is."""
+    total = presence.sum(dim=-1, keepdim=True)
+    return presence / torch.where(total > 0, total, 1.0)
 
 
 def masked_mean(features: Tensor, presence: Tensor) -> Tensor:
@@ -54,8 +61,7 @@ def masked_mean(features: Tensor, presence: Tensor) -> Tensor:
         float [B, D].
     """
     check_presence("masked_mean", features[..., 0], presence)
-    weighed = usable(features, presence) * presence[..., None]
-    return weighed.sum(dim=1) / presence.sum(dim=1, keepdim=True).clamp_min(TINY)
+    return (usable(features, presence) * shares(presence)[..., None]).sum(dim=1)
 
 
 def usable(features: Tensor, presence: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from edgemp.fusion.shapes import check_features, check_presence, check_sizes
 LONGEST_MS = 1e7
 """An age of almost three hours is a broken clock, or of no interest."""
 
+MOST_HALVINGS = 14.0
+"""A presence fades to 2**-14 and no further, float16's smallest normal number: old never becomes absent."""
+
 
 def modality_dropout(
     presence: Tensor, rate: float, generator: torch.Generator | None = None
@@ -91,6 +94,6 @@ class Compensation(nn.Module):
             age_ms = torch.where(known, age_ms, 0.0)
             presence = torch.where(known & (age_ms >= 0), presence, 0.0)
             halvings = age_ms.clamp_min(0.0) / self.log_half_life_ms.exp()
-            presence = presence * torch.exp2(-halvings.clamp_max(30.0))
+            presence = presence * torch.exp2(-halvings.clamp_max(MOST_HALVINGS))
         share = presence[..., None]
         return usable(features, presence) * share + self.tokens * (1.0 - share), presence

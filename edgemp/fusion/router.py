@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemp.errors import FusionError
-from edgemp.fusion.masking import TINY, masked_mean, masked_softmax, usable
+from edgemp.fusion.masking import TINY, masked_mean, masked_softmax, shares, usable
 from edgemp.fusion.shapes import check_features, check_presence, check_sizes
 
 
@@ -78,8 +78,7 @@ class EqualWeights(nn.Module):
     def forward(self, features: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:
         """As `GatedRouter.forward`: float [B, M, width], float [B, M] -> [B, width], [B, M]."""
         check_presence("EqualWeights", features[..., 0], presence)
-        weights = presence / presence.sum(dim=1, keepdim=True).clamp_min(TINY)
-        return masked_mean(features, presence), weights
+        return masked_mean(features, presence), shares(presence)
 
 
 def routing_entropy(weights: Tensor, presence: Tensor) -> Tensor:

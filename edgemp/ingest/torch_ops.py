@@ -27,6 +27,7 @@ OPERATORS: dict[str, Operator] = {}
 KNOWN: dict[str, tuple[int, ...]] = {
     "Clip": (1, 2),
     "ConstantOfShape": (0,),
+    "Dropout": (1, 2),
     "Expand": (1,),
     "Pad": (1, 2, 3),
     "ReduceL2": (1,),
@@ -96,8 +97,15 @@ def whole(values: Any) -> list[int]:
     return [int(v) for v in np.asarray(values).reshape(-1)]
 
 
-@operator("Identity", "Dropout")
-def _same(attributes: Attributes, x: Tensor, *_: Any) -> Tensor:
+@operator("Identity")
+def _same(attributes: Attributes, x: Tensor) -> Tensor:
+    return x
+
+
+@operator("Dropout")
+def _dropout(attributes: Attributes, x: Tensor, ratio: Any = None, training: Any = None) -> Tensor:
+    if training is not None and training.any():
+        raise UnsupportedModuleError("Dropout in training mode")
     return x
 
 

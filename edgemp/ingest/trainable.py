@@ -51,7 +51,7 @@ class Trainable(nn.Module):  # type: ignore[misc]
     """A graph's steps, run one after the other; made by `trainable`.
 
     forward takes the graph's inputs by name (what else it is given is ignored) and returns its outputs by
-    name. `layers` and `weights` train; `known` are constants that do not.
+    name. `layers` and `weights` train; `tables` (buffers) and `known` are constants that do not.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Trainable(nn.Module):  # type: ignore[misc]
         steps: Sequence[Step],
         layers: Mapping[str, nn.Module],
         weights: Mapping[str, Array],
+        tables: Mapping[str, Array],
         known: Mapping[str, Array],
         inputs: Sequence[str],
         outputs: Sequence[str],
@@ -70,12 +71,16 @@ class Trainable(nn.Module):  # type: ignore[misc]
         self.weights = nn.ParameterDict(
             {self.places[n]: nn.Parameter(torch.tensor(value)) for n, value in weights.items()}
         )
+        self.tables = dict(zip(tables, (f"table_{name}" for name in _plain(tables)), strict=True))
+        for name, value in tables.items():
+            self.register_buffer(self.tables[name], torch.tensor(value))
 
     def forward(self, **feeds: Tensor) -> dict[str, Tensor]:
         values: dict[str, Any] = {name: feeds[name] for name in self.inputs}
         like = next(iter(values.values()))
         values |= self.known
         values |= {name: self.weights[place] for name, place in self.places.items()}
+        values |= {name: getattr(self, place) for name, place in self.tables.items()}
         for step in self.steps:
             given = [values[name] if name else None for name in step.inputs]
             values |= zip(step.outputs, self._run(step, given, like), strict=False)
@@ -157,9 +162,11 @@ class _Reading:
         self._absorb()
         self._forget()
         used = self._used()
-        weights = {n: v for n, v in self.constants.items() if n in used and self._trains(n)}
-        known = {n: v for n, v in self.constants.items() if n in used and n not in weights}
-        made = Trainable(self.steps, self.layers, weights, known, self.inputs, self.outputs)
+        kinds: dict[str, dict[str, Array]] = {"weights": {}, "tables": {}, "known": {}}
+        for name, value in self.constants.items():
+            if name in used:
+                kinds[self._kind(name)][name] = value
+        made = Trainable(self.steps, self.layers, **kinds, inputs=self.inputs, outputs=self.outputs)
         made.eval()
         return made
 
@@ -303,18 +310,23 @@ class _Reading:
         for name, step in last.items():
             step.done.append(name)
 
-    def _trains(self, name: str) -> bool:
-        """Arrays of finite floats that operators take as tensors; single floats are part of formulas."""
+    def _kind(self, name: str) -> str:
+        """What a constant is to `Trainable`.
+
+        Weights are arrays of finite floats that operators take as tensors; single floats are part of
+        formulas. Where only rows are looked up it is a table: those that no sample names would drift away.
+        """
         value = self.constants[name]
         if value.dtype != np.float32 or value.size < 2 or not np.isfinite(value).all():
-            return False
-        for step in self.steps:
-            for index, given in enumerate(step.inputs):
-                fixed = step.run == "host" or index in KNOWN.get(step.run, ())
-                fixed |= step.run == "BatchNormalization" and index > 2
-                if given == name and fixed:
-                    return False
-        return True
+            return "known"
+        uses = [(step, i) for step in self.steps for i, x in enumerate(step.inputs) if x == name]
+        if any(_is_fixed(step, index) for step, index in uses):
+            return "known"
+        looked_up = all(
+            (step.run, index) == ("Gather", 0) and step.attributes.get("axis", 0) % value.ndim == 0
+            for step, index in uses
+        )
+        return "tables" if looked_up and name not in self.outputs else "weights"
 
     def _computed(self, node: Any) -> list[Array]:
         """What a node returns whose inputs are constants."""
@@ -347,6 +359,12 @@ def _tensor(value: Any, like: Tensor) -> Any:
 
 def _attribute(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _is_fixed(step: Step, index: int) -> bool:
+    """Whether an input of a step is not computed with as a tensor, or is statistics of the original."""
+    statistics = step.run == "BatchNormalization" and index > 2
+    return step.run == "host" or statistics or index in KNOWN.get(step.run, ())
 
 
 def _is_plain(attributes: Mapping[str, Any], bias: Array | None, inputs: int) -> bool:

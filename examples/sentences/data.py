@@ -46,6 +46,11 @@ def _corpus() -> Corpus:
     return corpus(MORE_TRAINING, count=JUDGED)
 
 
+def sources() -> dict[str, str]:
+    """The packages that sentences come from, with their versions."""
+    return _corpus().sources
+
+
 def training() -> Tokens:
     """Sentences of eight packages' docstrings (`MORE_TRAINING`)."""
     return tokenized(_corpus().training)

@@ -75,6 +75,28 @@ def straight() -> nn.Module:
     return Straight()
 
 
+class Torch(nn.Module):
+    """ids [B, L] -> [B, 16], with torch's own transformer blocks, whose attention is one fused module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(80, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.encoder(self.words(ids)).mean(1)
+
+
+def transformer() -> nn.Module:
+    torch.manual_seed(0)
+    module = Torch().eval()
+    with torch.no_grad():  # torch copies one layer, weights included
+        for parameter in module.encoder.layers[1].parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
 def steps(count: int = 30, seed: int = 0) -> list[dict[str, Any]]:
     random = np.random.default_rng(seed)
     return [{"ids": random.integers(0, 80, (1, LENGTH))} for _ in range(count)]

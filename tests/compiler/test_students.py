@@ -171,7 +171,9 @@ def test_labels_train_a_network_without_blocks_jointly(stage_cache: Path) -> Non
         loss=[{"term": "cosine"}, {"term": "labels", "weight": 0.1}],
     )
     found = made(pipeline, Asked(1.0), StageCache(stage_cache), told)["encoder"]
-    assert [s.name for s in found] == ["int8", "int8-joint", "mixed", "mixed-joint"]
+    assert [s.name for s in found] == ["int8", "int8-joint"]
+    # Either of its layers has more than a mixed student's part of the multiplications.
+    assert any("no student mixed: no layers with at most 15%" in note for note in told.notes)
     # Half of the minute: what blocks could not use is left to the others.
     assert found[1].network.transforms == (
         "quantize_levelled",
@@ -447,3 +449,29 @@ def test_a_budget_that_no_whole_network_meets_is_met_by_a_student_made_for_it(
         pipeline, tmp_path / "c.edgemp", minutes=0.5, budget_size=10 * least, **given
     )
     assert not any(t.candidate.student.startswith("depth") for t in roomy.trials["encoder"])
+
+
+def test_attention_that_is_one_module_is_quantized_too(stage_cache: Path) -> None:
+    pipeline = speller.pipeline(network="transformer", data=None)
+    found = {s.name: s for s in made(pipeline, Asked(), StageCache(stage_cache))["encoder"]}
+    assert min(cosines(found["int8"])) > 0.99
+    kept = onnx.load(str(found["int8"].network.model)).graph.initializer
+    integers = [tuple(x.dims) for x in kept if x.data_type == onnx.TensorProto.INT8]
+    # Query, key, value and output of two layers.
+    assert integers.count((16, 16)) == 8
+
+
+def test_weights_are_fitted_to_training_samples_alone() -> None:
+    from edgemp.compress.students.data import Joining, TrainingData
+    from edgemp.compress.students.make import Making
+    from edgemp.tensor import TensorSpec
+
+    spec = TensorSpec(name="ids", dtype="int64", shape=(1, speller.LENGTH))
+    data = TrainingData(speller.training(), "test", lambda feed: feed, (spec,))
+    calibration = [{"ids": np.full((1, speller.LENGTH), -1)}] * 40
+    making = Making(speller.encoder(), calibration, data, Compression(), Joining())
+    fitted = np.concatenate([batch["ids"].numpy() for batch in making.batches(40, fitting=True)])
+    assert len(fitted) == 40
+    assert fitted.min() >= 0
+    both = np.concatenate([batch["ids"].numpy() for batch in making.batches(40)])
+    assert (both[:, 0] == -1).sum() == 20

@@ -97,6 +97,13 @@ def test_the_whole_fusion_is_equal_on_all_engines_whatever_absent_modalities_hol
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_the_only_modality_has_all_the_weight_however_old(exported: Any, engine: str) -> None:
+    feed = fused_feed([0.0, 1.0, 0.0])
+    feed["age_ms"][0, 1] = 100 * 500.0
+    np.testing.assert_allclose(exported[engine](feed)["weights"], [[0.0, 1.0, 0.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 def test_a_present_modality_that_is_nan_is_routed_around(exported: Any, engine: str) -> None:
     feed = fused_feed([1.0, 1.0, 1.0])
     feed["a"][0, 2] = NAN

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgemp.errors import FusionError
 from edgemp.fusion import masked_mean, masked_softmax
+from edgemp.fusion.masking import shares
 from tests.fusion.given import features, garbage, presences, with_garbage
 
 
@@ -42,6 +43,17 @@ def test_presence_in_part_counts_in_part() -> None:
 def test_a_presence_far_below_one_still_gives_all_the_weight_to_the_only_one() -> None:
     weights = masked_softmax(torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 1e-3]]))
     torch.testing.assert_close(weights, torch.tensor([[0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("presence", [[0.0, 1e-9, 0.0], [0.0, 1e-12, 1e-9], [1.0, 1e-30, 0.0]])
+def test_weights_sum_to_one_however_little_is_present(presence: list[float]) -> None:
+    there = torch.tensor([presence])
+    for scores in ([0.0, 0.0, 0.0], [-9e9, 9e9, -9e9], [9e9, -9e9, 9e9]):
+        weights = masked_softmax(torch.tensor([scores]), there)
+        assert weights.sum() == pytest.approx(1.0)
+    rows = torch.ones(1, 3, 4)
+    torch.testing.assert_close(masked_mean(rows, there), torch.ones(1, 4))
+    torch.testing.assert_close(shares(there), there / there.sum())
 
 
 @settings(deadline=None)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemp.errors import FusionError
-from edgemp.fusion import Compensation, modality_dropout
+from edgemp.fusion import Compensation, EqualWeights, GatedRouter, modality_dropout
 from tests.fusion.given import (
     MODALITIES,
     WIDTH,
@@ -83,6 +83,23 @@ def test_a_cached_feature_fades_by_half_per_half_life() -> None:
     )
     torch.testing.assert_close(presence[:, 0], torch.tensor([1.0, 0.5, 0.25, 0.0]))
     torch.testing.assert_close(rows[:, 0, 0], torch.tensor([0.0, 0.5, 0.75, 1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("router", [EqualWeights(), GatedRouter(2, 4)], ids=["equal", "routed"])
+def test_the_only_modality_has_all_the_weight_at_an_age_of_100_half_lives(
+    router: torch.nn.Module, dtype: torch.dtype
+) -> None:
+    block = Compensation(2, 4, half_life_ms=200.0).to(dtype)
+    ages = torch.tensor([[2e4, 0.0], [2e4, 0.0], [0.0, 0.0]], dtype=dtype)
+    there = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]], dtype=dtype)
+    with torch.no_grad():
+        rows, presence = block(torch.ones(3, 2, 4, dtype=dtype), there, ages)
+        weights = router.to(dtype)(rows, presence)[1]
+    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=dtype)
+    torch.testing.assert_close(weights, expected, atol=1e-3, rtol=0)
+    assert rows.abs().max() < 1.001
+    assert rows[0].abs().max() < 1e-3, "what is that old is its token"
 
 
 @pytest.mark.parametrize("age", [-1.0, float("nan"), float("-inf")])

@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemp.compress.fake_quant import quantizable
+from edgemp.compress.students.make import thawed
 from edgemp.errors import NetworkError, UnsupportedModuleError
 from edgemp.ingest.onnx_file import raise_opset, read_onnx
 from edgemp.ingest.torch_module import run_module
@@ -26,6 +27,39 @@ OURS = {"PadAsConv"}
 
 TAKES = "fbi"
 """Kinds of arrays that torch computes with as numpy does (it lacks most of unsigned ones)."""
+
+REFUSED = {
+    f"test_{start}_{rest}"
+    for start, rests in {
+        "averagepool": "2d_same_upper 2d_same_lower 2d_pads 2d_pads_count_include_pad 2d_dilations "
+        "3d_dilations_small "
+        "3d_dilations_large_count_include_pad_is_0_ceil_mode_is_True "
+        "3d_dilations_large_count_include_pad_is_0_ceil_mode_is_False "
+        "3d_dilations_large_count_include_pad_is_1_ceil_mode_is_True "
+        "3d_dilations_large_count_include_pad_is_1_ceil_mode_is_False",
+        "batchnorm": "example_training_mode epsilon_training_mode",
+        "convtranspose": "output_shape kernel_shape autopad_same",
+        "reduce_max": "empty_set empty_set_bool",
+        "reduce_min": "empty_set",
+        "resize_downsample_scales": "nearest linear linear_align_corners linear_antialias cubic "
+        "linear_half_pixel_symmetric cubic_align_corners cubic_antialias cubic_A_n0p5_exclude_outside",
+        "resize_downsample_sizes": "nearest nearest_not_larger nearest_not_smaller linear_antialias "
+        "linear_pytorch_half_pixel cubic_antialias",
+        "resize_tf": "crop_and_resize crop_and_resize_extrapolation_value crop_and_resize_axes_2_3 "
+        "crop_and_resize_axes_3_2",
+        "resize_upsample_scales": "nearest nearest_axes_2_3 nearest_axes_3_2 cubic_asymmetric "
+        "cubic_A_n0p5_exclude_outside linear_half_pixel_symmetric",
+        "resize_upsample_sizes": "nearest nearest_axes_2_3 nearest_axes_3_2 nearest_not_larger "
+        "nearest_not_smaller nearest_ceil_half_pixel nearest_floor_align_corners "
+        "nearest_round_prefer_ceil_asymmetric",
+        "slice": "neg_steps",
+        "training_dropout": "default default_mask mask zero_ratio zero_ratio_mask",
+        "training": "dropout",
+        "wrap": "pad",
+    }.items()
+    for rest in rests.split()
+}
+"""The only cases that a module may say it cannot run."""
 
 
 @functools.cache
@@ -59,14 +93,22 @@ def with_known(model: Any, inputs: Any) -> Any:
     return made
 
 
-def agrees(case: Any) -> bool | None:
-    """Whether the module answers as the case says; None: it says that it cannot."""
+def arrays(case: Any) -> tuple[list[Any], list[Any]] | None:
+    """A case's inputs and outputs; None if one is no array of a type that torch and numpy share."""
     inputs, outputs = (
         [numpy_helper.to_array(x) if isinstance(x, TensorProto) else x for x in values]
         for values in case.data_sets[0]
     )
-    if any(not isinstance(x, np.ndarray) or x.dtype.kind not in TAKES for x in inputs):
-        return None
+    for x in (*inputs, *outputs):
+        if not isinstance(x, np.ndarray | np.generic) or x.dtype.kind not in TAKES:
+            return None
+        if x.dtype.isbuiltin != 1:  # float8, of which numpy itself knows nothing
+            return None
+    return [np.asarray(x) for x in inputs], outputs
+
+
+def agrees(case: Any, inputs: list[Any], outputs: list[Any]) -> bool | None:
+    """Whether the module answers as the case says; None: it says that it cannot."""
     feeds = dict(zip([value.name for value in case.model.graph.input], inputs, strict=True))
     try:
         module = trainable(with_known(case.model, inputs))
@@ -82,8 +124,11 @@ def agrees(case: Any) -> bool | None:
 
 @pytest.mark.parametrize("operator", sorted(set(OPERATORS) - OURS))
 def test_an_operator_agrees_with_onnxs_own_cases(operator: str) -> None:
-    found = {case.name: agrees(case) for case in cases().get(operator, [])}
+    tried = [(case, arrays(case)) for case in cases().get(operator, [])]
+    found = {case.name: agrees(case, *given) for case, given in tried if given is not None}
     assert [name for name, same in found.items() if same is False] == []
+    refused = {name for name, same in found.items() if same is None}
+    assert not refused - REFUSED, "an operator does not run any more, or not in a new case"
     assert any(found.values()), f"no case of {operator} could be run: {sorted(found)}"
 
 
@@ -221,6 +266,31 @@ def test_single_floats_and_whole_numbers_do_not_train() -> None:
     module = check_same(model, (2, 4))
     assert list(dict(module.named_parameters())) == ["weights.shift"]
     assert set(module.known) == {"half", "order"}
+
+
+def test_tables_of_which_only_rows_are_looked_up_do_not_train() -> None:
+    model = graph(
+        [
+            helper.make_node("Mul", ["x", "three"], ["m"]),
+            helper.make_node("Cast", ["m"], ["i"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["words", "i"], ["a"]),
+            helper.make_node("Gather", ["words", "i"], ["b"], axis=-2),
+            helper.make_node("Gather", ["columns", "i"], ["c"], axis=1),
+            helper.make_node("Gather", ["both", "i"], ["d"]),
+            helper.make_node("MatMul", ["a", "c"], ["e"]),
+            helper.make_node("Concat", ["b", "d", "both"], ["f"], axis=0),
+            helper.make_node("MatMul", ["f", "c"], ["y"]),
+        ],
+        {
+            "three": np.float32(3), "words": floats(9, 4), "columns": floats(4, 9),
+            "both": floats(9, 4),
+        },
+        ["n"], ["e", "y"],
+    )  # fmt: skip
+    module = thawed(check_same(model, (6,)))
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert trained == {"weights.columns", "weights.both"}
+    assert list(dict(module.named_buffers())) == ["table_words"]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ class Labels(Term):
     def __init__(self, labels: str = "label", smoothing: float = 0.0, **more: Any) -> None:
         super().__init__(**more)
         self.labels, self.smoothing = labels, smoothing
+        self._logits: torch.Size | None = None
 
     def teacher_taps(self) -> set[str]:
         return set()
@@ -89,25 +90,51 @@ class Labels(Term):
                 f"term {self.name!r} needs {self.student!r} of the student and {self.labels!r} in "
                 f"the samples, which have {sorted(batch)}"
             )
-        labels = batch[self.labels]
+        self._check_shape(batch[self.labels], logits)
+        self._logits = logits.shape
+
+    def refuses(self, sample: Mapping[str, Any]) -> str:
+        """A label that is no class of the student, or, for logits [B, classes], not a single int64."""
+        if self._logits is None or self.labels not in sample:
+            return ""
+        label = torch.as_tensor(sample[self.labels])
+        alone = len(self._logits) == 2
+        if label.dtype != torch.int64 or (alone and label.numel() != 1):
+            expected = "one int64" if alone else "int64"
+            return f"{self.labels!r} is {label.dtype} {list(label.shape)}, expected {expected}"
+        return _out_of_range(label, self._logits[-1])
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
+        """
+        Raises:
+            CompressError: for labels of another shape than the logits', or that are no class.
+        """
+        logits, labels = student[self.student].float(), batch[self.labels]
+        self._check_shape(labels, logits)
+        if problem := _out_of_range(labels, logits.shape[-1]):
+            raise CompressError(f"term {self.name!r}: {problem}")
+        return functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]),
+            labels.reshape(-1),
+            label_smoothing=self.smoothing,
+        )
+
+    def _check_shape(self, labels: Tensor, logits: Tensor) -> None:
         if labels.shape != logits.shape[:-1] or labels.dtype != torch.int64:
             raise CompressError(
                 f"term {self.name!r}: labels are {labels.dtype} {list(labels.shape)}, expected int64 "
                 f"{list(logits.shape[:-1])} for logits {list(logits.shape)}"
             )
-        if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[-1]:
-            raise CompressError(
-                f"term {self.name!r}: labels reach from {int(labels.min())} to {int(labels.max())}, "
-                f"but the student has {logits.shape[-1]} classes"
-            )
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
-        logits = student[self.student].float()
-        return functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]),
-            batch[self.labels].reshape(-1),
-            label_smoothing=self.smoothing,
-        )
+
+def _out_of_range(labels: Tensor, classes: int) -> str:
+    """How labels miss 0..classes - 1, or ""."""
+    if not labels.numel():
+        return ""
+    low, high = (bound.item() for bound in labels.aminmax())
+    if low >= 0 and high < classes:
+        return ""
+    return f"labels reach from {low} to {high}, but the student has {classes} classes"
 
 
 class Features(Term):

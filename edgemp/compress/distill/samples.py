@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from edgemp.compress.distill.terms import Term
 from edgemp.errors import CompressError
 
 Batch = dict[str, Tensor]
@@ -26,6 +27,29 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A dataset whose samples the loss terms may refuse when they are read."""
+
+    dataset: Dataset
+    terms: Sequence[Term]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """
+        Raises:
+            CompressError: naming the sample and what a term has against it.
+        """
+        sample = self.dataset[index]
+        if isinstance(sample, Mapping):
+            for term in self.terms:
+                if term.weight and (problem := term.refuses(sample)):
+                    raise CompressError(f"training sample {index}, term {term.name!r}: {problem}")
+        return sample
 
 
 def stack(samples: Sequence[Mapping[str, Any]]) -> Batch:
@@ -90,12 +114,19 @@ class Order:
     size: int
     seed: int
     lengths: Sequence[int] | None = None
+    _last: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """The order of the epoch that was asked for last: drawing it takes longer than a small step."""
 
     def batch(self, step: int) -> list[int]:
         """`size` indices; what is left of an epoch after its last whole batch is not used in it."""
         per_epoch = len(self.indices) // self.size
         epoch, place = divmod(step, per_epoch)
-        rows = self._epoch(epoch)[: per_epoch * self.size].reshape(per_epoch, self.size)
+        if epoch not in self._last:
+            self._last.clear()
+            self._last[epoch] = self._epoch(epoch)
+        rows = self._last[epoch][: per_epoch * self.size].reshape(per_epoch, self.size)
         return [self.indices[int(i)] for i in rows[place]]
 
     def _epoch(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -117,6 +148,8 @@ class Order:
 def _sample(dataset: Dataset, index: int) -> Mapping[str, Any]:
     try:
         sample = dataset[index]
+    except CompressError:  # says itself which sample it is
+        raise
     except Exception as error:  # the user's dataset may fail in any way
         raise CompressError(
             f"training sample {index} cannot be read: {type(error).__name__}: {error}"

@@ -62,6 +62,10 @@ class Term(nn.Module):  # type: ignore[misc]
         """Check shapes on a first batch and create what is learned (projectors); called once."""
         self.same_shape(self.pair(student, teacher))
 
+    def refuses(self, sample: Mapping[str, Any]) -> str:
+        """What is wrong with one sample as the dataset gives it, or ""; asked whenever one is read."""
+        return ""
+
     def pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """This term's two tensors; the teacher's carries no gradient."""
         for who, outputs, name in (

@@ -28,7 +28,16 @@ from edgemp.compress.distill.gradients import backward, ran_out_of_memory
 from edgemp.compress.distill.outputs import Recorded, device_of, recomputed
 from edgemp.compress.distill.parallel import World, world
 from edgemp.compress.distill.recipe import Outcome, Progress, Recipe, Report
-from edgemp.compress.distill.samples import Batch, Collate, Dataset, Order, fetch, split, stack
+from edgemp.compress.distill.samples import (
+    Batch,
+    Checked,
+    Collate,
+    Dataset,
+    Order,
+    fetch,
+    split,
+    stack,
+)
 from edgemp.compress.distill.state import State
 from edgemp.compress.distill.terms import Term, build_terms
 from edgemp.errors import CompressError, DivergedError
@@ -85,7 +94,8 @@ def distill(
     """
     with world() as everyone, _deterministic(recipe.seed, device_of(student)):
         built = build_terms(terms)
-        feed = Feed(student, teacher, dataset, built, collate, student_inputs, teacher_inputs)
+        checked = Checked(dataset, built)
+        feed = Feed(student, teacher, checked, built, collate, student_inputs, teacher_inputs)
         run = _Run(feed, built, terms, recipe, everyone, lengths, report or _silent)
         with recomputed(student, recipe.recompute):
             return run.all(folder)
@@ -238,7 +248,8 @@ class _Run:
                     buffer.copy_(before[name])
             if state.parts >= count:
                 raise CompressError(
-                    "out of memory with a single sample at a time: recompute blocks (recipe.recompute), "
+                    "out of memory with a single sample at a time: recompute blocks (recipe.recompute), give "
+                    "a smaller batch_size (for `edgemp compress`: under compress: in the description), "
                     "shorten the samples or use a machine with more memory"
                 )
             state.parts = min(2 * state.parts, count)

@@ -169,9 +169,14 @@ def _gaps(names: Sequence[str], left: Sequence[str]) -> list[tuple[str, str]]:
 def _closed(student: nn.Module, dropped: Sequence[str], batch: Mapping[str, Tensor]) -> nn.Module:
     """Without the stand-ins where the network does not need them (its forward counts no blocks)."""
     smaller = copy.deepcopy(student)
-    for name in sorted(dropped, key=lambda n: int(n.rpartition(".")[2]), reverse=True):
+    places = []
+    for name in dropped:
         parent, _, child = name.rpartition(".")
-        del smaller.get_submodule(parent)[int(child)]
+        chain = smaller.get_submodule(parent)
+        places.append(([name for name, _ in chain.named_children()].index(child), chain))
+    # From the end: deleting one renumbers those behind it.
+    for place, chain in sorted(places, key=lambda found: found[0], reverse=True):
+        del chain[place]
     try:
         with torch.no_grad():
             found, wanted = (named(m(**batch), "student") for m in (smaller, student))

@@ -102,6 +102,16 @@ def prune(
     return smaller, WidthReport(tuple(pruned), tuple(done))
 
 
+def kinds(module: nn.Module, batches: Batches, blocks: Sequence[str] | None = None) -> set[str]:
+    """What can be pruned: "heads", "channels", both or neither."""
+    module.eval()
+    return {
+        group.kind
+        for name in blocks or find_blocks(module, batches[0])
+        for group in find_groups(module.get_submodule(name), entry_of(module, name, batches[0]))
+    }
+
+
 def contributions(
     module: nn.Module, batches: Batches, groups: dict[str, list[Group]]
 ) -> dict[tuple[str, Group], Tensor]:

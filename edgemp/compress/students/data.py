@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,20 @@ LOOKED_AT = 256
 """Samples, evenly spaced, among which the shortest are sought to try whether padding can be cut off."""
 
 
+class _Facts(NamedTuple):
+    """What stays known of a sample that was read: digests of all of it and of its inputs, and how many
+    entries other than 0 each input of two dimensions has (its length, if that input is the mask)."""
+
+    whole: str
+    inputs: str
+    lengths: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """Training samples of one network: feeds {input name: array [1, ...]}, as edgemp's samples are.
+
+    `digest`, `check_apart` and `lengths` read each sample once, all together: reading may mean decoding.
 
     Attributes:
         feeds: the samples; a batch axis of 1 is added where one is missing.
@@ -41,6 +52,7 @@ class TrainingData:
     where: str
     prepare: Callable[[Mapping[str, Array]], Mapping[str, Array]]
     specs: tuple[TensorSpec, ...]
+    _known: list[_Facts] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.feeds)
@@ -75,7 +87,7 @@ class TrainingData:
 
     def digest(self) -> str:
         """SHA-256 of all samples."""
-        return digest(_digest(self[index]) for index in range(len(self)))
+        return digest(facts.whole for facts in self._facts())
 
     def check_apart(self, held_out: Sequence[Mapping[str, Array]]) -> None:
         """Held-out samples must stay unseen.
@@ -84,12 +96,34 @@ class TrainingData:
             CompressError: naming the first training sample that is a held-out one.
         """
         kept = {_digest(self.prepare(feed)) for feed in held_out}
-        for index in range(len(self)):
-            if _digest(self.inputs(index)) in kept:
+        for index, facts in enumerate(self._facts()):
+            if facts.inputs in kept:
                 raise CompressError(
                     f"{self.where}, sample {index}: is one of the held-out samples that judge the result; "
                     "train on samples that the pipeline's `samples` do not hold"
                 )
+
+    def lengths(self, mask: str) -> list[int]:
+        """Of every sample, how many entries of `mask`, an input of two dimensions, are not 0."""
+        at = self._masks().index(mask)
+        return [facts.lengths[at] for facts in self._facts()]
+
+    def _masks(self) -> list[str]:
+        """The inputs that could be a mask."""
+        return [spec.name for spec in self.specs if len(spec.shape) == 2]
+
+    def _facts(self) -> Iterator[_Facts]:
+        """Of one sample after the other; only those that nobody asked for before are read."""
+        for index in range(len(self)):
+            if index == len(self._known):
+                self._known.append(self._learned(self[index]))
+            yield self._known[index]
+
+    def _learned(self, sample: Mapping[str, Array]) -> _Facts:
+        inputs = self.only_inputs(sample)
+        of_inputs = _digest(inputs)
+        whole = of_inputs if inputs.keys() == sample.keys() else _digest(sample)
+        return _Facts(whole, of_inputs, tuple(_length(sample, mask) for mask in self._masks()))
 
     def _feed(self, index: int) -> Mapping[str, Any]:
         try:
@@ -215,7 +249,7 @@ def check_joins(module: nn.Module, samples: Sequence[Mapping[str, Any]]) -> None
         ) from error
     for name, value in joined.items():
         parts = [answer[name] for answer in alone]
-        if parts[0].dim() == 0 or not _alike(torch.cat(parts), value):
+        if parts[0].dim() == 0 or not alike(torch.cat(parts), value):
             raise UnsupportedModuleError(
                 f"output {name!r} of two samples together differs from theirs alone: the first axis of its "
                 "inputs must be a batch axis"
@@ -244,11 +278,12 @@ def joining(module: nn.Module, data: TrainingData, mask: str | None) -> Joining:
             expected, found = named(module(**whole), "module"), named(module(**cut), "module")
     except Exception:  # a module of fixed shapes may fail in any way; it is fed whole then
         return Joining()
-    alike = all(_alike(expected[name], found[name]) for name in expected)
-    return Joining(mask) if alike else Joining()
+    same = all(alike(expected[name], found[name]) for name in expected)
+    return Joining(mask) if same else Joining()
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one shape and differ by no more than `ALIKE` of the largest value."""
     if a.shape != b.shape:
         return False
     difference = torch.nan_to_num(a.double()) - torch.nan_to_num(b.double())
@@ -262,9 +297,7 @@ def _length(sample: Mapping[str, Any], mask: str) -> int:
 
 def lengths(data: TrainingData, join: Joining) -> list[int] | None:
     """Unpadded length of every sample, so that batches can hold similar ones; None without a mask."""
-    if join.mask is None:
-        return None
-    return [_length(data[i], join.mask) for i in range(len(data))]
+    return None if join.mask is None else data.lengths(join.mask)
 
 
 def batches(

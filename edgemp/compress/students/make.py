@@ -20,6 +20,7 @@ from edgemp.compress.blocks import calls_of, find_blocks, recorded
 from edgemp.compress.distill.blockwise import BlockReport, Settings, reconstruct
 from edgemp.compress.distill.outputs import named
 from edgemp.compress.distill.recipe import Recipe, Report
+from edgemp.compress.distill.samples import concatenate
 from edgemp.compress.distill.train import distill
 from edgemp.compress.fake_quant import (
     LAYERS,
@@ -30,13 +31,14 @@ from edgemp.compress.fake_quant import (
 )
 from edgemp.compress.ranges import Method
 from edgemp.compress.release import release
+from edgemp.compress.shrink.attention import unfold
 from edgemp.compress.shrink.depth import drop_layers
 from edgemp.compress.shrink.low_rank import factorize
 from edgemp.compress.shrink.vocabulary import trim
-from edgemp.compress.shrink.width import prune
+from edgemp.compress.shrink.width import kinds, prune
 from edgemp.compress.smooth import smooth
-from edgemp.compress.students.data import Joining, TrainingData, batches, lengths
-from edgemp.compress.students.routes import Route
+from edgemp.compress.students.data import Joining, TrainingData, alike, batches, lengths
+from edgemp.compress.students.routes import Parts, Route
 from edgemp.errors import CompressError, UnsupportedModuleError
 from edgemp.machine import this_machine
 from edgemp.pipeline import Compression
@@ -83,6 +85,7 @@ class Making:
         join: how samples become batches.
         seed: of everything that is drawn.
         tokens: ids that stay in the embedding table, or None for all.
+        blocks: names of the chain of blocks, none if there is no such chain.
     """
 
     teacher: nn.Module
@@ -92,13 +95,23 @@ class Making:
     join: Joining
     seed: int = 0
     tokens: tuple[int, ...] | None = None
+    blocks: tuple[str, ...] = ()
 
     @property
-    def tables(self) -> float:
-        """Share of the parameters that embedding tables hold, which no shrinking makes smaller."""
-        whole = sum(p.numel() for p in self.teacher.parameters())
-        kinds = (part for part in self.teacher.modules() if isinstance(part, nn.Embedding))
-        return float(sum(part.weight.numel() for part in kinds) / max(whole, 1))
+    def parts(self) -> Parts:
+        """What can be made smaller."""
+        tables = {part.weight for part in self.teacher.modules() if isinstance(part, nn.Embedding)}
+        blocks = {p for name in self.blocks for p in self.teacher.get_submodule(name).parameters()}
+        trimmed = 0.0
+        if self.tokens is not None and tables:
+            table = max(tables, key=Tensor.numel)
+            trimmed = table.numel() * max(0.0, 1.0 - (len(self.tokens) + 1) / len(table))
+        whole = max(sum(p.numel() for p in self.teacher.parameters()), 1)
+        return Parts(
+            blocks=sum(p.numel() for p in blocks) / whole,
+            tables=sum(p.numel() for p in tables) / whole,
+            trimmed=trimmed / whole,
+        )
 
     def two(self) -> dict[str, Tensor]:
         """Two training samples joined, labels included."""
@@ -106,15 +119,16 @@ class Making:
         return self.join([self.data[0], self.data[1]])
 
     def batches(
-        self, count: int = CALIBRATION, most_bytes: int = DRAWN_BYTES
+        self, count: int = CALIBRATION, most_bytes: int = DRAWN_BYTES, *, fitting: bool = False
     ) -> list[dict[str, Tensor]]:
         """`count` samples drawn under the seed, fewer if they are large: calibration feeds (half of them, if
-        there are others)."""
+        there are others). For `fitting` weights training samples alone, if there are any: calibration feeds
+        come from where the result is judged."""
         random = torch.Generator().manual_seed(self.seed)
         one = self.calibration[0] if self.calibration else self.two()
         size = sum(np.asarray(x).nbytes for x in one.values())
         count = min(count, max(LEAST, most_bytes // max(1, size)))
-        most = count if self.data is None else count // 2
+        most = count if self.data is None else 0 if fitting else count // 2
         order = torch.randperm(len(self.calibration), generator=random)[:most].tolist()
         drawn = [self.calibration[i] for i in order]
         if self.data is not None:
@@ -160,12 +174,26 @@ def make(
     return _trained(making, student, recipe, folder, report)
 
 
-def has_blocks(making: Making) -> bool:
-    """Whether the network has a chain of blocks."""
+def blocks_of(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the module's chain of blocks, none if it has no such chain."""
     try:
-        return bool(find_blocks(making.teacher, making.batches(1)[0]))
+        return tuple(find_blocks(module, batch))
     except UnsupportedModuleError:
-        return False
+        return ()
+
+
+def plain(module: nn.Module, feeds: Sequence[Mapping[str, Any]]) -> nn.Module:
+    """The module with every `nn.MultiheadAttention` unfolded into Linear layers, which can be quantized and
+    cut; the module itself if it has none or would answer differently."""
+    if not any(isinstance(part, nn.MultiheadAttention) for part in module.modules()):
+        return module
+    batch = concatenate([feeds[0]])
+    try:
+        made = unfold(module)
+        expected, found = (_answers(m, [batch])[0] for m in (module, made))
+    except Exception:  # whatever it does with its attention, it then stays as it is
+        return module
+    return made if all(alike(value, found[name]) for name, value in expected.items()) else module
 
 
 def thawed(module: nn.Module) -> nn.Module:
@@ -210,7 +238,7 @@ def _rebuilt(
     def block(found: BlockReport) -> None:
         told(f"{found.name}: error {found.before:.2g} -> {found.after:.2g} of the variance")
 
-    given = making.batches(REBUILT)
+    given = making.batches(REBUILT, fitting=True)
     reconstruct(student, teacher, given, settings, progress=block, folder=folder)
     return student
 
@@ -286,7 +314,7 @@ def _shrunk(making: Making, route: Route, parent: nn.Module, folder: Path) -> nn
 
 
 def _cut(making: Making, route: Route, parent: nn.Module) -> nn.Module:
-    given = making.batches()
+    given = making.batches(fitting=True)
     if route.work == "depth":
         blocks = find_blocks(parent, given[0])
         keep = max(1, math.floor(route.share * len(blocks) + 1e-6))
@@ -296,13 +324,18 @@ def _cut(making: Making, route: Route, parent: nn.Module) -> nn.Module:
             )
         return drop_layers(parent, given, keep, blocks=blocks, mask=making.asked.mask)[0]
     if route.work == "rank":
-        made, report = factorize(parent, given, share=route.share)
+        linear = [
+            n for n in _used(parent, given[0]) if isinstance(parent.get_submodule(n), nn.Linear)
+        ]
+        made, report = factorize(parent, given, share=route.share, layers=linear)
         if not report:
             raise UnsupportedModuleError(
                 f"no Linear layer gets smaller as two with {route.share:.0%} of its parameters"
             )
         return made
-    return prune(parent, given, heads=route.share, channels=route.share, mask=making.asked.mask)[0]
+    found = kinds(parent, given) or {"heads", "channels"}
+    heads, channels = (route.share if kind in found else 1.0 for kind in ("heads", "channels"))
+    return prune(parent, given, heads=heads, channels=channels, mask=making.asked.mask)[0]
 
 
 def _trained(

@@ -23,6 +23,16 @@ MIXED, TRIMMED = "mixed", "trimmed"
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Shares of a network's parameters: of the blocks, which can be shrunk; of embedding tables; and of the
+    rows that leave a table because their tokens are not needed."""
+
+    blocks: float
+    tables: float = 0.0
+    trimmed: float = 0.0
+
+
+@dataclass(frozen=True)
 class Route:
     """One student: what is done to its parent's.
 
@@ -64,8 +74,8 @@ def routes(
 ) -> tuple[Route, ...]:
     """The routes of one module, parents first; without training data only what needs none.
 
-    Without a chain of blocks there is nothing to rebuild block by block, and no depth. `asked` names the
-    shares (see `settled`).
+    Without a chain of blocks there is nothing to rebuild block by block, no depth and no width. `asked` names
+    the shares (see `settled`).
     """
     whole = ""
     found: list[Route] = []
@@ -75,7 +85,8 @@ def routes(
     found += _quantized("", whole, quantizes, trains, has_blocks)
     if not trains:
         return tuple(found)
-    shares = (asked.depths if has_blocks else (), asked.widths, asked.ranks)
+    of_blocks = (asked.depths, asked.widths) if has_blocks else ((), ())
+    shares = (*of_blocks, asked.ranks)
     for work, some in zip(SHRINKING, shares, strict=True):
         for share in some or ():
             name = f"{work}-{share:.0%}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -239,6 +240,30 @@ def test_shapes_that_do_not_fit_are_refused_before_training() -> None:
         value(term("labels"), rand(2, 5), rand(2, 5), label=torch.tensor([0, 5]))
     with pytest.raises(CompressError, match="batches of 2 or more"):
         value(term("similarity"), rand(1, 5), rand(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (torch.tensor([0, 5]), "term 'labels': labels reach from 0 to 5, but the student has 5"),
+        (torch.tensor([-100, 1]), "labels reach from -100 to 1, but the student has 5"),
+        (torch.tensor([0, 1, 2]), r"labels are torch.int64 \[3\], expected int64 \[2\]"),
+        (torch.tensor([0.0, 1.0]), r"labels are torch.float32 \[2\], expected int64 \[2\]"),
+    ],
+)
+def test_labels_of_a_later_batch_are_checked_too(label: Tensor, message: str) -> None:
+    tried, outputs = term("labels"), {"output": rand(2, 5)}
+    tried.prepare(outputs, {}, {"label": torch.tensor([0, 4])})
+    with pytest.raises(CompressError, match=message):
+        tried(outputs, {}, {"label": label})
+
+
+def test_labels_of_sequences_may_have_any_length_but_no_unknown_class() -> None:
+    tried = term("labels")
+    assert not tried.refuses({"label": np.array([7])}), "the classes are not known yet"
+    tried.prepare({"output": rand(2, 3, 5)}, {}, {"label": torch.zeros(2, 3, dtype=torch.int64)})
+    assert not tried.refuses({"label": np.array([[0, 1, 2, 3, 4, 4]])})
+    assert tried.refuses({"label": np.array([[0, 5]])}).startswith("labels reach from 0 to 5")
 
 
 def test_every_term_says_where_it_comes_from_and_can_be_built() -> None:

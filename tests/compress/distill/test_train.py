@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgemp.compress.distill import gradients
 from edgemp.compress.distill.outputs import Recorded, record
 from edgemp.compress.distill.recipe import Outcome, Progress, Recipe
-from edgemp.compress.distill.samples import Order, concatenate
+from edgemp.compress.distill.samples import Order, concatenate, split
 from edgemp.compress.distill.train import FEWEST, distill, steps_within
 from edgemp.compress.fake_quant import calibrate, fake_quantize, freeze
 from edgemp.compress.layer_quant import Scheme
@@ -160,7 +160,9 @@ def test_out_of_memory_halves_the_parts_but_not_the_batch(error: type[Exception]
 
 
 def test_a_single_sample_that_does_not_fit_is_an_error() -> None:
-    with pytest.raises(CompressError, match="out of memory with a single sample"):
+    with pytest.raises(
+        CompressError, match=r"out of memory with a single sample.*a smaller batch_size"
+    ):
         trained(Greedy(0))
 
 
@@ -240,6 +242,32 @@ def test_a_dataset_that_raises_midway_is_an_error_that_names_the_sample() -> Non
     for sample, message in wrong:
         with pytest.raises(CompressError, match=message):
             trained(seeded(Mlp), dataset=Faulty(samples, 41, sample))
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (4, "labels reach from 4 to 4, but the student has 4 classes"),
+        (-1, "labels reach from -1 to -1"),
+        (2.5, r"'label' is torch.float32 \[\], expected one int64"),
+        ([0, 1], r"'label' is torch.int64 \[2\], expected one int64"),
+    ],
+    ids=str,
+)
+def test_a_label_that_is_no_class_is_an_error_that_names_the_sample(
+    label: Any, message: str, validates: bool
+) -> None:
+    at = split(80, 0.2, seed=0)[validates][-1]
+    samples = [{**sample, "label": i % 4} for i, sample in enumerate(vectors(80))]
+    bad = {**samples[at], "label": label}
+    with pytest.raises(CompressError, match=f"training sample {at}, term 'labels': {message}"):
+        trained(
+            seeded(Mlp, 16, seed=1),
+            terms=[{"term": "labels"}],
+            dataset=Faulty(samples, at, bad),
+            recipe=recipe(validation=0.2),
+        )
 
 
 def frozen() -> nn.Module:

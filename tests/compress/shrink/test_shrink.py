@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from edgemp.compress.blocks import entry_of, find_blocks
 from edgemp.compress.shrink.attention import unfold
@@ -18,7 +20,7 @@ from edgemp.compress.shrink.depth import Skipped, block_influence, drop_layers
 from edgemp.compress.shrink.groups import find_groups
 from edgemp.compress.shrink.low_rank import factorize
 from edgemp.compress.shrink.repair import repair, ridge
-from edgemp.compress.shrink.width import prune
+from edgemp.compress.shrink.width import kinds, prune
 from edgemp.errors import CompressError, UnsupportedModuleError
 from tests.compress.modules import Encoder, Mlp, nearness, output, seeded, tokens
 
@@ -322,3 +324,39 @@ def test_repair_looks_through_a_closing_norm_and_never_makes_a_block_worse() -> 
     assert all(r.after <= r.before for r in reports)
     assert 1 - nearness(student, teacher, batches) < 0.1 * (1 - before)
     assert find_blocks(teacher, batches[0]) == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_blocks_with_names_are_dropped_too() -> None:
+    module = seeded(Encoder)
+    blocks = [(f"layer_{i}", block) for i, block in enumerate(module.blocks)]
+    module.blocks = nn.Sequential(OrderedDict(blocks))
+    batches = tokens(2)
+    smaller, report = drop_layers(module, batches, 2)
+    assert len(report.dropped) == 2
+    assert len(smaller.blocks) == 2
+    plain, _ = drop_layers(seeded(Encoder), batches, 2)
+    torch.testing.assert_close(output(smaller, batches[0]), output(plain, batches[0]))
+
+
+class Fused(nn.Module):
+    """A block whose query, key and value are one Linear: its heads cannot be cut, its channels can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.output = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        x = x + self.output(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(gelu(self.up(x)))
+
+
+def test_what_can_be_pruned_is_told_apart() -> None:
+    batches = tokens(2)
+    assert kinds(seeded(Encoder), batches) == {"heads", "channels"}
+    fused = seeded(Encoder)
+    fused.blocks = nn.Sequential(*(seeded(Fused, seed=i) for i in range(3)))
+    assert kinds(fused, batches) == {"channels"}
+    smaller, _ = prune(fused, batches, channels=0.5)
+    assert smaller.blocks[0].down.in_features < 64
