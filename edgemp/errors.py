@@ -101,6 +101,10 @@ class CheckpointError(CompressError):
     """A checkpoint is damaged, or another run's."""
 
 
+class TrainingMemoryError(CompressError):
+    """Memory does not suffice for a single training sample."""
+
+
 class DivergedError(CompressError):
     """Training ran into NaN or infinity again after every roll-back."""
 

@@ -10,7 +10,13 @@ from edgemp.compiler.cache import StageCache
 from edgemp.compiler.original import Original, trained_form
 from edgemp.compiler.progress import Progress
 from edgemp.compiler.student_line import Line, Student
-from edgemp.errors import CompressError, DivergedError, NetworkError, UnsupportedModuleError
+from edgemp.errors import (
+    CompressError,
+    DivergedError,
+    NetworkError,
+    TrainingMemoryError,
+    UnsupportedModuleError,
+)
 from edgemp.network import Network
 from edgemp.pipeline import Compression
 
@@ -175,7 +181,7 @@ def _made(
             made.append(line.student(route, minutes))
             purse.settle(route, minutes)
             line.progress.advance(route.name)
-        except (UnsupportedModuleError, NetworkError) as error:
+        except (UnsupportedModuleError, TrainingMemoryError, NetworkError) as error:
             purse.settle(route, 0.0)
             tell(f"{line.network.name}: no student {route.name}: {error}")
             line.progress.advance(f"{route.name}: not made")

@@ -53,7 +53,7 @@ def _one_thread() -> Iterator[None]:
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training of a fixed, small number of steps, whatever the machine is busy with."""
     monkeypatch.setattr(train._Run, "steps_in_time", lambda self: 12)
-    monkeypatch.setattr(blockwise._Work, "steps_in", lambda self, seconds: 4)
+    monkeypatch.setattr(blockwise.Work, "steps_in", lambda self, seconds: 4)
 
 
 class Loud(Silent):

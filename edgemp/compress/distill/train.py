@@ -40,7 +40,7 @@ from edgemp.compress.distill.samples import (
 )
 from edgemp.compress.distill.state import State
 from edgemp.compress.distill.terms import Term, build_terms
-from edgemp.errors import CompressError, DivergedError
+from edgemp.errors import CompressError, DivergedError, TrainingMemoryError
 
 TIMED_STEPS = 5
 """Steps that are timed, after one to warm up, to turn minutes into steps; they are then undone."""
@@ -247,7 +247,7 @@ class _Run:
                 for name, buffer in state.terms.named_buffers():
                     buffer.copy_(before[name])
             if state.parts >= count:
-                raise CompressError(
+                raise TrainingMemoryError(
                     "out of memory with a single sample at a time: recompute blocks (recipe.recompute), give "
                     "a smaller batch_size (for `edgemp compress`: under compress: in the description), "
                     "shorten the samples or use a machine with more memory"

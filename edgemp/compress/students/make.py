@@ -165,7 +165,7 @@ def make(
     if route.work == "release":
         return _released(making, route, parent, told)
     if route.work == "blocks":
-        return _rebuilt(making, parent, minutes, folder, told)
+        return _rebuilt(making, parent, minutes, folder, report, told)
     if route.work == "joint":
         step = STEP["shrunk" if route.is_shrunk else "quantized"]
         return _trained(making, parent, _recipe(making, minutes, step, 0.0), folder, report)
@@ -229,7 +229,12 @@ def _recipe(
 
 
 def _rebuilt(
-    making: Making, parent: nn.Module, minutes: float, folder: Path, told: Callable[[str], None]
+    making: Making,
+    parent: nn.Module,
+    minutes: float,
+    folder: Path,
+    report: Report,
+    told: Callable[[str], None],
 ) -> nn.Module:
     """Block by block, each against its float twin."""
     student, teacher = copy.deepcopy(parent), copy.deepcopy(making.teacher)
@@ -239,7 +244,7 @@ def _rebuilt(
         told(f"{found.name}: error {found.before:.2g} -> {found.after:.2g} of the variance")
 
     given = making.batches(REBUILT, fitting=True)
-    reconstruct(student, teacher, given, settings, progress=block, folder=folder)
+    reconstruct(student, teacher, given, settings, progress=block, folder=folder, report=report)
     return student
 
 
