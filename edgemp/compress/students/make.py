@@ -52,11 +52,15 @@ CALIBRATION = 256
 REBUILT = 2048
 """Samples that block-wise reconstruction keeps in memory, at most."""
 
-DRAWN_BYTES, LEAST = 1 << 29, 16
-"""Bytes that drawn samples may take (blocks' inputs and targets come on top), and the fewest samples."""
+REBUILT_BYTES = 1 << 29
+"""Bytes that they may take; blocks' inputs and targets come on top."""
 
-JUDGED, JUDGED_BYTES = 64, 1 << 26
-"""Samples on which the gain of every layer in floats is measured, and bytes that they may take."""
+CALIBRATION_BYTES, LEAST = 1 << 27, 16
+"""Bytes that samples for ranges may take, and the fewest of them: large pictures show much each."""
+
+JUDGED, JUDGED_BYTES, LEAST_JUDGED = 64, 1 << 25, 4
+"""Samples on which the gain of every layer in floats is measured, one layer after the other; bytes that they
+may take, and the fewest."""
 
 FREE = 0.02
 """Share of the multiplications that need not be integer: small layers that hurt stay in floats."""
@@ -119,15 +123,20 @@ class Making:
         return self.join([self.data[0], self.data[1]])
 
     def batches(
-        self, count: int = CALIBRATION, most_bytes: int = DRAWN_BYTES, *, fitting: bool = False
+        self,
+        count: int = CALIBRATION,
+        most_bytes: int = CALIBRATION_BYTES,
+        least: int = LEAST,
+        *,
+        fitting: bool = False,
     ) -> list[dict[str, Tensor]]:
-        """`count` samples drawn under the seed, fewer if they are large: calibration feeds (half of them, if
+        """`count` samples drawn under the seed, fewer (but `least`) if they are large: calibration feeds (half of them, if
         there are others). For `fitting` weights training samples alone, if there are any: calibration feeds
         come from where the result is judged."""
         random = torch.Generator().manual_seed(self.seed)
         one = self.calibration[0] if self.calibration else self.two()
         size = sum(np.asarray(x).nbytes for x in one.values())
-        count = min(count, max(LEAST, most_bytes // max(1, size)))
+        count = min(count, max(least, most_bytes // max(1, size)))
         most = count if self.data is None else 0 if fitting else count // 2
         order = torch.randperm(len(self.calibration), generator=random)[:most].tolist()
         drawn = [self.calibration[i] for i in order]
@@ -243,7 +252,7 @@ def _rebuilt(
     def block(found: BlockReport) -> None:
         told(f"{found.name}: error {found.before:.2g} -> {found.after:.2g} of the variance")
 
-    given = making.batches(REBUILT, fitting=True)
+    given = making.batches(REBUILT, REBUILT_BYTES, fitting=True)
     reconstruct(student, teacher, given, settings, progress=block, folder=folder, report=report)
     return student
 
@@ -288,7 +297,7 @@ def _judging(
     making: Making, original: nn.Module
 ) -> tuple[list[dict[str, Tensor]], Callable[[nn.Module], float]]:
     """Samples, and how far a network answers from the original on them."""
-    given = making.batches(JUDGED, JUDGED_BYTES)
+    given = making.batches(JUDGED, JUDGED_BYTES, LEAST_JUDGED)
     expected = _answers(original, given)
     return given, lambda module: _distance(expected, _answers(module, given))
 
