@@ -68,7 +68,8 @@ FREE = 0.02
 STEP = {"quantized": 1e-5, "shrunk": 3e-5, "float": 5e-4}
 """Learning rates: of INT8 from a close parent, of INT8 from a shrunk one, of shrunk students in float."""
 
-JOINED = 32
+JOINED, JOINED_BYTES = 32, 1 << 24
+"""Samples in a batch that is only looked at, and bytes that they may take."""
 
 ENDS = (FakeQuantized, *LAYERS)
 """What counts as a layer where there are no blocks."""
@@ -130,9 +131,11 @@ class Making:
         *,
         fitting: bool = False,
     ) -> list[dict[str, Tensor]]:
-        """`count` samples drawn under the seed, fewer (but `least`) if they are large: calibration feeds (half of them, if
-        there are others). For `fitting` weights training samples alone, if there are any: calibration feeds
-        come from where the result is judged."""
+        """`count` samples drawn under the seed, fewer (but `least`) if they are large.
+
+        Half of them are calibration feeds, all if there are no others. For `fitting` weights training
+        samples alone are drawn, if there are any: calibration feeds come from where the result is judged.
+        """
         random = torch.Generator().manual_seed(self.seed)
         one = self.calibration[0] if self.calibration else self.two()
         size = sum(np.asarray(x).nbytes for x in one.values())
@@ -143,7 +146,8 @@ class Making:
         if self.data is not None:
             order = torch.randperm(len(self.data), generator=random)[: count - len(drawn)].tolist()
             drawn += [self.data.inputs(i) for i in order]
-        return batches(drawn, self.join, JOINED)
+        joined = min(JOINED, max(1, JOINED_BYTES // max(1, size)))
+        return batches(drawn, self.join, joined)
 
 
 def make(
