@@ -10,7 +10,7 @@ from edgemp.pipeline import Compression
 
 Work = Literal["trim", "depth", "width", "rank", "quantize", "blocks", "joint", "release"]
 
-RELEASED = 0.12
+RELEASED = 0.15
 """Share of the multiplications that may read floats in a mixed student."""
 
 SHRINKING: tuple[Work, ...] = ("depth", "width", "rank")
