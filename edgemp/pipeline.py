@@ -159,6 +159,11 @@ class Compression(_Description):
                 raise ValueError(f"{name} names the same share twice: {list(shares)}")
         return self
 
+    @property
+    def names_shares(self) -> bool:
+        """Whether the description says how far to shrink; else the budget does."""
+        return self.depths is not None or self.widths is not None
+
     @model_validator(mode="after")
     def _tokens_with_unknown(self) -> Compression:
         if (self.tokens is None) != (self.unknown is None):

@@ -141,8 +141,9 @@ def students(
             tell(f"{name}: no quantized students: no engine that is offered takes them")
         wishes = settled(making.asked, room)
         chosen[name] = routes(wishes, making.data is not None, quantizes, bool(making.blocks))
-    if room is not None and plan.parts:
-        tell(_about(room, sorted(plan.parts)))
+    steered = [name for name in plan.parts if not plan.makings[name].asked.names_shares]
+    if room is not None and steered:
+        tell(_about(room, steered))
     purse = Purse(plan.minutes, [route for some in chosen.values() for route in some])
     return {
         name: _made(
@@ -165,7 +166,7 @@ def _telling(progress: Progress, notes: list[str]) -> Callable[[str], None]:
 
 def _about(room: float, names: Sequence[str]) -> str:
     if room >= 1.0:
-        return "the budget leaves room for whole networks: none is shrunk unless compress: names shares"
+        return f"the budget leaves room for all of {', '.join(names)}: nothing is shrunk"
     return f"the budget leaves room for {room:.0%} of {', '.join(names)}: shrunk to that share"
 
 

@@ -102,7 +102,7 @@ def settled(asked: Compression, room: float | None) -> Compression:
         asked: the description's wishes.
         room: share of a network that the budget leaves room for, 1 if all of it; None: no budget.
     """
-    if asked.depths is not None or asked.widths is not None:
+    if asked.names_shares:
         return asked
     if room is None:
         return asked.model_copy(update={"depths": UNASKED})
