@@ -135,6 +135,8 @@ def _chains(calls: Sequence[tuple[str, Call]], module: nn.Module) -> Iterator[li
     for name, call in once:
         out = first_tensor(call.output)
         keeps = bool(call.args) and out is not None and isinstance(call.args[0], Tensor)
+        # Nested tensors (torch's fast path for padded batches) have no shape.
+        keeps = keeps and not call.args[0].is_nested
         if not keeps or call.args[0].shape != out.shape:  # type: ignore[union-attr]
             chain, previous = [], None
             continue

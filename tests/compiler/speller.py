@@ -82,10 +82,12 @@ class Torch(nn.Module):
         super().__init__()
         self.words = nn.Embedding(80, 16)
         layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 2)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.encoder(self.words(ids)).mean(1)
+        counts = (ids > 5).float()[..., None]
+        found = self.encoder(self.words(ids), src_key_padding_mask=ids <= 5)
+        return (found * counts).sum(1) / counts.sum(1)
 
 
 def transformer() -> nn.Module:

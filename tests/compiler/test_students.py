@@ -461,6 +461,25 @@ def test_attention_that_is_one_module_is_quantized_too(stage_cache: Path) -> Non
     assert integers.count((16, 16)) == 8
 
 
+@pytest.mark.usefixtures("few_steps")
+def test_torchs_own_encoder_loses_blocks(stage_cache: Path) -> None:
+    pipeline = speller.pipeline(network="transformer", depths=(0.5,))
+    told = Loud()
+    found = made(pipeline, Asked(0.5), StageCache(stage_cache), told)["encoder"]
+    assert "depth-50%" in [student.name for student in found], told.notes
+
+
+def test_training_samples_with_nan_are_named(
+    stage_cache: Path, conv: Given, tmp_path: Path
+) -> None:
+    rows = networks.samples(40, (3, 16, 16), seed=5)
+    rows[7, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "train.npz", x=rows)
+    asked = Asked(0.1, {"network": str(tmp_path / "train.npz")})
+    with pytest.raises(CompressError, match="sample 7: 'x': holds NaN"):
+        onnx_students(conv.model, conv.samples, asked, StageCache(stage_cache))
+
+
 def test_weights_are_fitted_to_training_samples_alone() -> None:
     from edgemp.compress.students.data import Joining, TrainingData
     from edgemp.compress.students.make import Making

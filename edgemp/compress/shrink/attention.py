@@ -70,6 +70,11 @@ def unfold(module: nn.Module) -> nn.Module:
     for name, part in list(plain.named_modules()):
         if isinstance(part, nn.MultiheadAttention):
             plain = replaced(plain, name, _unfolded(part, name))
+    for part in plain.modules():
+        if isinstance(
+            part, nn.TransformerEncoder
+        ):  # its fast path for padding needs the fused modules
+            part.enable_nested_tensor = part.use_nested_tensor = False
     return plain
 
 

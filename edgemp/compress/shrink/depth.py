@@ -45,10 +45,21 @@ class DepthReport:
 class Skipped(nn.Module):  # type: ignore[misc]
     """Stands where a block was: hands its first argument on, in the form the block returned it."""
 
-    def __init__(self, extras: int | None) -> None:
-        """`extras`: how many more entries the block's tuple had; None: it returned a bare tensor."""
+    def __init__(self, extras: int | None, block: nn.Module | None = None) -> None:
+        """`extras`: how many more entries the block's tuple had; None: it returned a bare tensor.
+
+        `block` answers for attributes that a container reads of its blocks, as nn.TransformerEncoder does;
+        its parameters are not part of the network.
+        """
         super().__init__()
         self.extras = extras
+        self.__dict__["_block"] = block
+
+    def __getattr__(self, name: str) -> Any:
+        block = self.__dict__.get("_block")
+        if block is None or name.startswith("__"):
+            return super().__getattr__(name)
+        return getattr(block, name)
 
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
         return x if self.extras is None else (x, *[None] * self.extras)
@@ -120,11 +131,11 @@ def drop_layers(
         tried = {}
         for name in sorted(left, key=influence.__getitem__)[:candidates]:
             block = student.get_submodule(name)
-            replaced(student, name, Skipped(form[name]))
+            replaced(student, name, Skipped(form[name], block))
             tried[name] = away(student)
             replaced(student, name, block)
         worst = min(tried, key=tried.__getitem__)
-        replaced(student, worst, Skipped(form[worst]))
+        replaced(student, worst, Skipped(form[worst], student.get_submodule(worst)))
         left.remove(worst)
         dropped.append(worst)
         distances.append(tried[worst])

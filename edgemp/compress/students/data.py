@@ -144,6 +144,8 @@ def _array(value: Any, where: str) -> Array:
     found = np.asarray(value)
     if found.dtype.kind not in "biuf":
         raise CompressError(f"{where}: holds {found.dtype}, not numbers; leave it out")
+    if found.dtype.kind == "f" and np.isnan(found).any():
+        raise CompressError(f"{where}: holds NaN; leave the sample out")
     return found
 
 
