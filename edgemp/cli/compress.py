@@ -120,7 +120,7 @@ def _record(found: Search, points: list[Point]) -> dict[str, Any]:
 def show(found: Search, points: list[Point]) -> None:
     """Per module what no other candidate beats, whether it holds or not; then the whole pipeline's front."""
     from edgemp.cli.output import console, print_table
-    from edgemp.compiler.choose import pareto
+    from edgemp.compiler.choose import pareto, verdict
     from edgemp.sizes import size
 
     for name, trials in found.trials.items():
@@ -135,7 +135,7 @@ def show(found: Search, points: list[Point]) -> None:
                     size(trial.size_bytes),
                     f"{trial.fidelity.cosine_min:.5f}",
                     "" if metric is None else f"{metric:.4f}",
-                    "yes" if trial.holds else trial.reason,
+                    verdict(trial),
                 ]
             )
         columns = ["candidate", "ms", "size", "min cosine", "metric", "holds its bound"]

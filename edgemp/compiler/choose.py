@@ -219,14 +219,20 @@ def closest(trials: Sequence[Trial], count: int = 3) -> str:
     return "\n".join(_told(trial) for trial in sorted(trials, key=key)[:count])
 
 
+def verdict(trial: Trial) -> str:
+    """Whether a trial may be chosen, or what is against it."""
+    reason = trial.passed_over or trial.reason
+    if trial.holds and trial.slower_than_untouched and not trial.passed_over:
+        reason = "slower than the untouched network on its engine"
+    if reason and trial.holds:
+        return f"holds, but {reason}"
+    return reason or "holds"
+
+
 def _told(trial: Trial) -> str:
     """One line: what it takes, and what is against it."""
-    reason = trial.reason
-    if trial.holds and trial.slower_than_untouched:
-        reason = "slower than the untouched network on its engine"
-    reason = trial.passed_over or reason
     latency = f"{trial.latency_ms:.2f} ms, " if isfinite(trial.latency_ms) else ""
-    return f"  {trial.candidate.label}: {latency}{size(trial.size_bytes)}: {reason or 'holds'}"
+    return f"  {trial.candidate.label}: {latency}{size(trial.size_bytes)}: {verdict(trial)}"
 
 
 def _because(trial: Trial, fit: Sequence[Trial], budget: Budget) -> str:
