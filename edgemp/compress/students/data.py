@@ -164,6 +164,20 @@ def _digest(feed: Mapping[str, Any]) -> str:
     return digest(part for name in sorted(feed) for part in (name, torch.as_tensor(feed[name])))
 
 
+def _listed(reference: str, where: str) -> Any:
+    """What a factory gives, with a length and by index."""
+    try:
+        found = import_callable(reference, where)()
+        sized = hasattr(found, "__getitem__") and hasattr(found, "__len__")
+        return found if sized else list(found)
+    except EdgempError:
+        raise
+    except Exception as error:  # the user's factory may fail in any way
+        raise CompressError(
+            f"{where}: {reference} failed: {type(error).__name__}: {error}"
+        ) from error
+
+
 def load_training(reference: str, where: str) -> Dataset:
     """What a reference names: a factory's sequence of feeds, or an .npz file (first axis = samples).
 
@@ -171,18 +185,8 @@ def load_training(reference: str, where: str) -> Dataset:
         CompressError: if the factory fails, or there are fewer than two samples.
         SamplesError, ResolveError: for a file that is not there or cannot be read.
     """
-    found: Any
     if is_factory(reference):
-        try:
-            found = import_callable(reference, where)()
-            if not hasattr(found, "__getitem__") or not hasattr(found, "__len__"):
-                found = list(found)
-        except EdgempError:
-            raise
-        except Exception as error:  # the user's factory may fail in any way
-            raise CompressError(
-                f"{where}: {reference} failed: {type(error).__name__}: {error}"
-            ) from error
+        found: Any = _listed(reference, where)
     else:
         found = load_npz(find_file(reference, where))
     if len(found) < 2:
@@ -199,14 +203,7 @@ def load_tokens(reference: str, where: str) -> tuple[int, ...]:
         CompressError: if the factory fails or gives anything but whole numbers.
         ResolveError: if it is not there.
     """
-    try:
-        found = np.asarray(list(import_callable(reference, where)()))
-    except EdgempError:
-        raise
-    except Exception as error:  # the user's factory may fail in any way
-        raise CompressError(
-            f"{where}: {reference} failed: {type(error).__name__}: {error}"
-        ) from error
+    found = np.asarray(_listed(reference, where))
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise CompressError(f"{where}: {reference} must give token ids, a list of whole numbers")
     return tuple(int(i) for i in np.unique(found))
