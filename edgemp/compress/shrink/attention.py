@@ -71,9 +71,8 @@ def unfold(module: nn.Module) -> nn.Module:
         if isinstance(part, nn.MultiheadAttention):
             plain = replaced(plain, name, _unfolded(part, name))
     for part in plain.modules():
-        if isinstance(
-            part, nn.TransformerEncoder
-        ):  # its fast path for padding needs the fused modules
+        # The fast path for padding needs the fused modules.
+        if isinstance(part, nn.TransformerEncoder):
             part.enable_nested_tensor = part.use_nested_tensor = False
     return plain
 
